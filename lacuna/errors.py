@@ -1,0 +1,38 @@
+"""The errors that a user can cause, each of them one sentence: what was asked, what came, what to do.
+
+The command line prints the sentence and exits with status 2; a library caller catches `LacunaError`.
+"""
+
+
+class LacunaError(Exception):
+    """Base of every error that lacuna raises on purpose.
+
+    Args:
+      asked: what was asked, with the name of the argument or the flag.
+      got: what came instead; empty where `asked` says it all.
+      hint: what to do about it.
+    """
+
+    def __init__(self, asked: str, *, got: object = "", hint: str = ""):
+        sentence = asked
+        if got != "":
+            sentence += f"; got {got}"
+        if hint:
+            sentence += f". Try: {hint}"
+        super().__init__(sentence.rstrip(".") + ".")
+
+
+class InvalidInput(LacunaError):
+    """An argument outside its domain."""
+
+
+class TreeMismatch(LacunaError):
+    """Two trees that must have the same leaves and shapes do not."""
+
+
+class RunMismatch(LacunaError):
+    """A folder holds a run of another identity; nothing in it was touched."""
+
+
+class NotFinite(LacunaError):
+    """A loss that must be finite for the question to make sense is not."""

@@ -1,0 +1,51 @@
+"""Meshes: every device there is, on one axis named `candidates`.
+
+One code path serves one CPU core, eight GPUs and a TPU slice: `jax.shard_map` over this axis. (`jax.pmap`
+is today a wrapper of the same thing.)
+"""
+
+import os
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from lacuna.errors import InvalidInput
+
+CANDIDATES = "candidates"
+
+
+def use_all_cpu_cores(num_devices: int | None = None) -> None:
+    """Show each CPU core to JAX as a device of its own, so that a map over candidates fills them all.
+
+    XLA runs a small network on about one core however many there are. Call this before anything touches a
+    device; on an accelerator it changes nothing but the CPU backend.
+
+    Args:
+      num_devices: how many CPU devices to show; default: the cores this process may run on.
+
+    Raises:
+      InvalidInput: JAX has already started its CPU backend with another number.
+    """
+    wanted = num_devices if num_devices is not None else len(os.sched_getaffinity(0))
+    if jax.config.jax_num_cpu_devices == wanted:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError as started:
+        raise InvalidInput(
+            f"meshes.use_all_cpu_cores({wanted}) must run before JAX touches a device",
+            got="a backend that is already running",
+            hint="call it right after `import jax`",
+        ) from started
+
+
+def candidate_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-axis mesh over `devices` (default: all of them, on all hosts), with the axis `candidates`."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (CANDIDATES,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:
+    """The same tree with a full copy on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
