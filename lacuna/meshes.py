@@ -22,12 +22,14 @@ def use_all_cpu_cores(num_devices: int | None = None) -> None:
     device; on an accelerator it changes nothing but the CPU backend.
 
     Args:
-      num_devices: how many CPU devices to show; default: the cores this process may run on.
+      num_devices: how many CPU devices to show; default: the cores that this process may run on.
 
     Raises:
       InvalidInput: JAX has already started its CPU backend with another number.
     """
-    wanted = num_devices if num_devices is not None else len(os.sched_getaffinity(0))
+    # The cores of a container or a batch job may be fewer than the machine's; macOS cannot tell.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = cores if num_devices is None else num_devices
     if jax.config.jax_num_cpu_devices == wanted:
         return
     try:
@@ -49,3 +51,15 @@ def candidate_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:
     """The same tree with a full copy on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def describe(mesh: Mesh) -> dict[str, object]:
+    """What a result may depend on besides its inputs: platform, device kind and count, processes, precision."""
+    device = mesh.devices.flat[0]
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "num_devices": mesh.size,
+        "num_processes": jax.process_count(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+    }

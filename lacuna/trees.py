@@ -5,11 +5,13 @@ products are multiply-and-sum in float32: elementwise products keep a sharded le
 pairwise summation behind `jnp.sum` stays within a few ulp where a long dot product drifts.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lacuna.errors import TreeMismatch
@@ -53,6 +55,20 @@ def check_match(asked: str, a: Any, b: Any) -> None:
             )
 
 
+def content_digest(tree: Any) -> str:
+    """SHA-256 of a tree's content: names, dtypes, shapes and bytes of all leaves, in the order of the names.
+
+    Equal digests mean equal bits. The leaves are read on the host, one at a time.
+    """
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    sha = hashlib.sha256()
+    for name in sorted(leaves):
+        value = np.asarray(leaves[name])
+        sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        sha.update(np.ascontiguousarray(value).data)
+    return sha.hexdigest()
+
+
 def dot(a: Delta, b: Delta) -> Float[Array, ""]:
     """Inner product `<a, b>` over all leaves, accumulated in float32 whatever the storage dtype.
 
@@ -73,7 +89,9 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
     """The new point `params + scale * delta`; the only way in lacuna to move a point.
 
     The arithmetic is float32 or the point's own dtype, whichever is wider; one rounding to the point's
-    dtype ends it. The point that comes in is not touched, so nothing ever has to be restored.
+    dtype ends it. The point that comes in is not touched, so nothing ever has to be restored. The result
+    has the same bits in whatever program it is compiled: product and sum are rounded one after the other,
+    as in numpy.
 
     Raises:
       TreeMismatch: the trees differ in a leaf's name or shape.
@@ -82,6 +100,19 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
 
     def move(d: Array, p: Array) -> Array:
         wide = jnp.promote_types(p.dtype, jnp.float32)
-        return (p.astype(wide) + jnp.asarray(scale, wide) * d.astype(wide)).astype(p.dtype)
+        step = _rounded(jnp.asarray(scale, wide) * _rounded(d.astype(wide)))
+        return (p.astype(wide) + step).astype(p.dtype)
 
     return jax.tree.map(move, delta, params)
+
+
+def _rounded(x: Array) -> Array:
+    """`x` itself, as a value that the compiler must have rounded at this point.
+
+    Otherwise XLA multiplies the scale into whatever made the delta, or contracts product and sum into a
+    fused multiply-add, in one program and not in the next, and the last bit differs. An optimisation
+    barrier does not stop it (the CPU compiler drops it before code generation), nor does
+    `reduce_precision`; a clamp to the finite range does, and costs nothing beside the memory traffic.
+    """
+    limit = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(x, -limit, limit)

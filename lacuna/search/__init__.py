@@ -1,0 +1,14 @@
+"""Random search around trained weights: families of noise, the sweep, and what its scores say."""
+
+from lacuna.search.evaluate import score as score
+from lacuna.search.families import Family as Family
+from lacuna.search.families import gaussian as gaussian
+from lacuna.search.select import Candidate as Candidate
+from lacuna.search.select import expected_best as expected_best
+from lacuna.search.select import subset_sizes as subset_sizes
+from lacuna.search.sweep import Sweep as Sweep
+from lacuna.search.sweep import SweepResult as SweepResult
+from lacuna.search.sweep import candidate as candidate
+from lacuna.search.sweep import rescore as rescore
+from lacuna.search.sweep import run_sweep as run_sweep
+from lacuna.search.sweep import table_sha256 as table_sha256
