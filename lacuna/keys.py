@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from zlib import crc32
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from lacuna.errors import InvalidInput
 from lacuna.types import Key
@@ -38,12 +38,12 @@ def stream(seed: int, name: str) -> Key:
     return jax.random.fold_in(root(seed), digest(name))
 
 
-def candidate(key: Key, index: int | Int[Array, ""]) -> Key:
+def candidate(key: Key, index: int | Integer[Array, ""]) -> Key:
     """The key of draw `index` of the sweep whose root key is `key`."""
     return jax.random.fold_in(key, index)
 
 
-def leaf(key: Key, name: str, layer: int | Int[Array, ""] | None = None) -> Key:
+def leaf(key: Key, name: str, layer: int | Integer[Array, ""] | None = None) -> Key:
     """The key of one leaf of a draw, or of one layer of a stacked leaf.
 
     It depends on the leaf's own name and on nothing else in the tree: adding or freezing other leaves, or
@@ -54,13 +54,13 @@ def leaf(key: Key, name: str, layer: int | Int[Array, ""] | None = None) -> Key:
 
 
 def check_distinct(names: Iterable[str]) -> None:
-    """Raise `InvalidInput` if two names share a CRC-32: they would share their noise."""
+    """Raise `InvalidInput` if two names are equal or share a CRC-32: the leaves would share their noise."""
     seen: dict[int, str] = {}
     for name in names:
-        other = seen.setdefault(digest(name), name)
-        if other != name:
+        if digest(name) in seen:  # equal names too: {"a": {"b": x}, "a/b": y} has `a/b` twice
             raise InvalidInput(
                 "every leaf needs a name with its own CRC-32, because that keys its noise",
-                got=f"`{other}` and `{name}` with the same {digest(name):#010x}",
+                got=f"`{seen[digest(name)]}` and `{name}` with the same {digest(name):#010x}",
                 hint="rename one of the two leaves",
             )
+        seen[digest(name)] = name

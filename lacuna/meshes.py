@@ -5,6 +5,7 @@ is today a wrapper of the same thing.)
 """
 
 import os
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -15,28 +16,27 @@ from lacuna.errors import InvalidInput
 CANDIDATES = "candidates"
 
 
-def use_all_cpu_cores(num_devices: int | None = None) -> None:
+def use_all_cpu_cores() -> None:
     """Show each CPU core to JAX as a device of its own, so that a map over candidates fills them all.
 
     XLA runs a small network on about one core however many there are. Call this before anything touches a
-    device; on an accelerator it changes nothing but the CPU backend.
-
-    Args:
-      num_devices: how many CPU devices to show; default: the cores that this process may run on.
+    device. A number of CPU devices that somebody has already chosen is left as it is, and so are accelerators.
 
     Raises:
-      InvalidInput: JAX has already started its CPU backend with another number.
+      InvalidInput: JAX has already started.
     """
+    chosen = _setting("jax_num_cpu_devices") > 0 or "xla_force_host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    )
+    if chosen:
+        return
     # The cores of a container or a batch job may be fewer than the machine's; macOS cannot tell.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores if num_devices is None else num_devices
-    if jax.config.jax_num_cpu_devices == wanted:
-        return
     try:
-        jax.config.update("jax_num_cpu_devices", wanted)
+        jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError as started:
         raise InvalidInput(
-            f"meshes.use_all_cpu_cores({wanted}) must run before JAX touches a device",
+            "meshes.use_all_cpu_cores() must run before JAX touches a device",
             got="a backend that is already running",
             hint="call it right after `import jax`",
         ) from started
@@ -53,7 +53,7 @@ def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def describe(mesh: Mesh) -> dict[str, object]:
+def describe(mesh: Mesh) -> dict[str, Any]:
     """What a result may depend on besides its inputs: platform, device kind and count, processes, precision."""
     device = mesh.devices.flat[0]
     return {
@@ -61,5 +61,11 @@ def describe(mesh: Mesh) -> dict[str, object]:
         "device_kind": device.device_kind,
         "num_devices": mesh.size,
         "num_processes": jax.process_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": _setting("jax_default_matmul_precision") or "default",
+        "threefry_partitionable": _setting("jax_threefry_partitionable"),
     }
+
+
+def _setting(name: str) -> Any:
+    """A configuration value of JAX as it holds here, context managers included."""
+    return getattr(jax.config, name)

@@ -39,7 +39,7 @@ def size(tree: Any) -> int:
 
 
 def check_match(asked: str, a: Any, b: Any) -> None:
-    """Raise `TreeMismatch`, naming the first leaf, unless `a` and `b` have the same names and shapes.
+    """Raise `TreeMismatch`, naming the first leaf, unless `a` and `b` have the same names, shapes and containers.
 
     Works on shapes alone, so it is free under tracing.
     """
@@ -53,6 +53,12 @@ def check_match(asked: str, a: Any, b: Any) -> None:
                 got=f"`{name}` with {first} in the first and {second} in the second",
                 hint="build both on the same parameters (was one made with adapters?)",
             )
+    if jax.tree.structure(a) != jax.tree.structure(b):  # a list for a tuple, or an empty dict more
+        raise TreeMismatch(
+            f"{asked} needs two trees with the same containers",
+            got="the same leaves in other containers",
+            hint="build both on the same parameters",
+        )
 
 
 def content_digest(tree: Any) -> str:
@@ -60,12 +66,12 @@ def content_digest(tree: Any) -> str:
 
     Equal digests mean equal bits. The leaves are read on the host, one at a time.
     """
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     sha = hashlib.sha256()
-    for name in sorted(leaves):
-        value = np.asarray(leaves[name])
+    for name, leaf in sorted(leaves, key=lambda named: named[0]):
+        value = np.asarray(leaf)
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        sha.update(np.ascontiguousarray(value).data)
+        sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return sha.hexdigest()
 
 

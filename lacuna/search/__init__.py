@@ -1,8 +1,12 @@
 """Random search around trained weights: families of noise, the sweep, and what its scores say."""
 
+from lacuna.search.analysis import held_out_records as held_out_records
+from lacuna.search.analysis import sweep_records as sweep_records
 from lacuna.search.evaluate import score as score
 from lacuna.search.families import Family as Family
 from lacuna.search.families import gaussian as gaussian
+from lacuna.search.landscape import Landscape as Landscape
+from lacuna.search.landscape import landscape as landscape
 from lacuna.search.select import Candidate as Candidate
 from lacuna.search.select import expected_best as expected_best
 from lacuna.search.select import subset_sizes as subset_sizes

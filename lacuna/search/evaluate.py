@@ -10,7 +10,6 @@ so, each of them measured:
   part of a run's identity, and finalists are scored again at width 1.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from lacuna import keys, meshes, trees
 from lacuna.search.families import Family
@@ -26,9 +25,6 @@ from lacuna.types import Batch, Delta, Key, Loss, Params
 
 MIN_TRIPS = 2
 """Fewest trips of a loop that XLA keeps as a loop."""
-
-Step = Callable[[Params, Batch, Key, Float[Array, "C"], Int[Array, "n"]], Float[Array, "n C"]]
-"""Scores of the draws `ids` at the signed scales; C = max(2, sigmas x signs)."""
 
 
 def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Float[np.ndarray, "C"]:
@@ -57,20 +53,21 @@ def local_scores(
     batch: Batch,
     key: Key,
     scales: Float[Array, "C"],
-    ids: Int[Array, "n"],
+    ids: Integer[Array, "n"],
 ) -> Float[Array, "n C"]:
     """One device's share of a step: every draw in `ids` is made once and scored at every signed scale."""
 
-    def of_draw(index: Int[Array, ""]) -> Float[Array, "C"]:
+    def of_draw(index: Integer[Array, ""]) -> Float[Array, "C"]:
         delta = family.draw(keys.candidate(key, index), params)
         return scores_on_line(loss, params, delta, scales, batch)
 
     return lax.map(of_draw, ids, batch_size=width if width > 1 else None)
 
 
-def make_step(loss: Loss, family: Family, mesh: Mesh, *, width: int) -> Step:
-    """The jitted step: draws spread over the mesh's `candidates` axis, scores replicated.
+def make_step(loss: Loss, family: Family, mesh: Mesh, *, width: int) -> jax.stages.Wrapped:
+    """The jitted step `(params, batch, key, scales f32[C], ids u32[n]) -> scores f32[n, C]`.
 
+    The draws `ids` are spread over the mesh's `candidates` axis; the scores are replicated.
     Weights and data are arguments, never constants of the program. The number of ids must be a multiple of
     `granule(mesh, width)`.
     """
@@ -117,7 +114,7 @@ def score_candidates(
     params: Params,
     batch: Batch,
     key: Key,
-    ids: Int[Array, "K"],
+    ids: Integer[Array, "K"],
     scales: Float[Array, "K"],
 ) -> Float[Array, "K"]:
     """Losses of single candidates `(id, signed scale)` at width 1: the canonical program for finalists."""
@@ -131,6 +128,6 @@ def score_candidates(
 
 
 @partial(jax.jit, static_argnums=0)
-def perturb(family: Family, params: Params, key: Key, index: Int[Array, ""], scale: Float[Array, ""]) -> Params:
+def perturb(family: Family, params: Params, key: Key, index: Integer[Array, ""], scale: Float[Array, ""]) -> Params:
     """`params + scale * noise(index)`: the weights of one candidate."""
     return trees.axpy(scale, family.draw(keys.candidate(key, index), params), params)

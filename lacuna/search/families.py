@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
@@ -22,7 +22,7 @@ from lacuna.types import Delta, Key, Params
 NOISE_LAW = 1
 """Version of the noise law; part of a run's identity. A change of any drawn bit raises it."""
 
-Layer = int | Int[Array, ""] | None
+Layer = int | Integer[Array, ""] | None
 LeafNoise = Callable[[Key, str, Layer, jax.ShapeDtypeStruct], Array]
 
 

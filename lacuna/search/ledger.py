@@ -1,7 +1,7 @@
 """The append-only log of a sweep's scores: nothing that was scored is lost.
 
-One block a chunk: a header (magic, first index, number of draws, checksum of the payload) and the scores,
-all little-endian. A block is on disk before the next chunk is read, so a killed run loses at most the chunk
+One block a chunk: a header (magic, first index, number of draws, checksum of the rest) and the scores, all
+little-endian. A block is on disk before the next chunk is read, so a killed run loses at most the chunk
 in flight; a torn last block fails its checksum and is cut off at the next start.
 """
 
@@ -18,6 +18,11 @@ from lacuna.errors import LacunaError
 
 _HEADER = struct.Struct("<4sIII")
 _MAGIC = b"LAC1"
+
+
+def _checksum(start: int, count: int, payload: bytes) -> int:
+    """CRC-32 of a block, its place included: a block at a wrong index would be worse than none."""
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<II", start, count)))
 
 
 class DamagedLog(LacunaError):
@@ -40,38 +45,59 @@ class Ledger:
         self._shape = shape
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._end = 0
-        for _ in self.blocks():
-            pass
+        try:
+            for _ in self.blocks():
+                pass
+        except DamagedLog:
+            self._file.close()
+            raise
         self._file.truncate(self._end)
 
     def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n sigmas signs"]]]:
         """All blocks on disk, in the order they were scored: `(first index, scores)`."""
         self._end = 0
         length = self._path.stat().st_size
-        draw_bytes = 4 * self._shape[0] * self._shape[1]
         while self._end < length:
-            self._file.seek(self._end)
-            header = self._file.read(_HEADER.size)
-            whole = len(header) == _HEADER.size
-            magic, start, count, checksum = _HEADER.unpack(header) if whole else (b"", 0, 0, 0)
-            payload = self._file.read(count * draw_bytes) if magic == _MAGIC else b""
-            block_end = self._end + _HEADER.size + count * draw_bytes
-            if magic != _MAGIC or zlib.crc32(payload) != checksum or len(payload) != count * draw_bytes:
-                if whole and block_end < length:
+            block = self._whole_block(self._end)
+            if block is None:
+                if self._whole_block_after(self._end):
                     raise DamagedLog(
                         f"the score log {self._path} is damaged at byte {self._end} of {length}",
                         got="a block that fails its checksum before the end",
                         hint="restore the file, or move it away and run the sweep again",
                     )
                 return  # torn by a kill while it was written
-            self._end = block_end
+            start, count, payload = block
+            self._end += _HEADER.size + len(payload)
             yield start, np.frombuffer(payload, "<f4").reshape(count, *self._shape)
+
+    def _whole_block(self, at: int) -> tuple[int, int, bytes] | None:
+        """`(first index, number of draws, payload)` of the block that begins at this byte, if a whole one does."""
+        self._file.seek(at)
+        header = self._file.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            return None
+        _, start, count, checksum = _HEADER.unpack(header)
+        payload = self._file.read(4 * count * self._shape[0] * self._shape[1])
+        return (start, count, payload) if _checksum(start, count, payload) == checksum else None
+
+    def _whole_block_after(self, at: int) -> bool:
+        """Whether a whole block begins anywhere after this byte: the length in a damaged header means nothing."""
+        self._file.seek(at)
+        rest = self._file.read()
+        place = rest.find(_MAGIC, 1)
+        while place >= 0:
+            if self._whole_block(at + place) is not None:
+                return True
+            place = rest.find(_MAGIC, place + 1)
+        return False
 
     def append(self, start: int, scores: Float[np.ndarray, "n sigmas signs"]) -> None:
         """Write the scores of draws `start, start + 1, ...` and wait until they are on disk."""
         payload = np.ascontiguousarray(scores, "<f4").tobytes()
         self._file.seek(self._end)
-        self._file.write(_HEADER.pack(_MAGIC, start, len(scores), zlib.crc32(payload)) + payload)
+        checksum = _checksum(start, len(scores), payload)
+        self._file.write(_HEADER.pack(_MAGIC, start, len(scores), checksum) + payload)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._end += _HEADER.size + len(payload)
@@ -94,7 +120,13 @@ def write_table(path: Path, sigmas: tuple[float, ...], scores: Float[np.ndarray,
     of_sigma = np.repeat(np.asarray(sigmas), num_signs)
     of_sign = np.tile(np.asarray([1, -1], np.int8)[:num_signs], len(sigmas))
     schema = pa.schema(
-        {"index": pa.uint32(), "sigma": pa.float64(), "sign": pa.int8(), "score": pa.float32(), "status": pa.string()}
+        {
+            "index": pa.uint32(),
+            "sigma": pa.float64(),
+            "sign": pa.int8(),
+            "score": pa.float32(),
+            "status": pa.string(),
+        }
     )
     partial = path.with_name(path.name + ".partial")
     rows_a_group = 1 << 20

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
             raise InvalidInput(
-                "sigmas must be positive finite numbers, at least one", got=self.sigmas, hint="sigmas 1e-3 3e-3"
+                "sigmas must be positive finite numbers, at least one",
+                got=self.sigmas,
+                hint="sigmas 1e-3 3e-3",
             )
         if list(self.sigmas) != sorted(set(self.sigmas)):
             raise InvalidInput("sigmas must be in ascending order without repeats", got=self.sigmas)
@@ -179,10 +181,10 @@ def identity(params: Params, batch: Batch, sweep: Sweep, mesh: Mesh) -> dict[str
     Chunk, N, top-K and the number of devices are not in it. The loss function is not either: a resumed run
     scores its first candidate again and compares.
     """
+    machine = meshes.describe(mesh)
     stacked = [name for name in trees.leaf_names(params) if sweep.family.stacked(name)]
     return {
         "noise_law": NOISE_LAW,
-        "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
         "family": sweep.family.name,
         "family_digest": sweep.family.digest,
         "stacked_sha256": hashlib.sha256("\n".join(stacked).encode()).hexdigest(),
@@ -192,8 +194,7 @@ def identity(params: Params, batch: Batch, sweep: Sweep, mesh: Mesh) -> dict[str
         "width": sweep.width,
         "params_sha256": trees.content_digest(params),
         "batch_sha256": trees.content_digest(batch),
-        "platform": meshes.describe(mesh)["platform"],
-        "matmul_precision": meshes.describe(mesh)["matmul_precision"],
+        **{name: machine[name] for name in ("platform", "matmul_precision", "threefry_partitionable")},
         "model_axis": 1,
     }
 
@@ -207,6 +208,7 @@ def run_sweep(
     mesh: Mesh | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    documents: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Score every candidate of a sweep, on every device of the mesh.
@@ -223,6 +225,7 @@ def run_sweep(
       mesh: as `meshes.candidate_mesh()`, which is the default: all devices.
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
+      documents: JSON documents by file name, kept in a folder that this call makes.
       progress: called after every chunk.
 
     Raises:
@@ -246,7 +249,8 @@ def run_sweep(
 
     ledger = None
     if out is not None:
-        ledger = open_ledger(Path(out), identity(params, batch, sweep, mesh), resume=resume)
+        run_identity = identity(params, batch, sweep, mesh)
+        ledger = open_ledger(Path(out), run_identity, resume=resume, documents=documents or {})
     score_range = _scorer(loss, params, batch, sweep, mesh)
     scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
     top = TopK(sweep.top_k * (1 if sweep.width == 1 else FINALISTS_FACTOR))
@@ -293,8 +297,8 @@ def run_sweep(
     )
 
 
-def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool) -> Ledger:
-    """The score log of the run folder `out`, made if the folder is new.
+def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool, documents: Mapping[str, Any]) -> Ledger:
+    """The score log of the run folder `out`; a new folder is made, with its identity and documents.
 
     Raises:
       RunMismatch: the folder holds a run of another identity, or of this one and `resume` is false.
@@ -321,9 +325,9 @@ def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool) -> Led
         raise RunMismatch(f"{out} is not empty and holds no sweep", hint="another --out folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        partial = stamp.with_name("identity.json.partial")
-        partial.write_text(json.dumps(run_identity, indent=2) + "\n")
-        partial.replace(stamp)
+        # The identity last: it is what makes the folder a run.
+        for name, document in {**documents, stamp.name: run_identity}.items():
+            (out / name).write_text(json.dumps(document, indent=2) + "\n")
     return Ledger(out / "scores.log", (len(run_identity["sigmas"]), 2 if run_identity["antithetic"] else 1))
 
 

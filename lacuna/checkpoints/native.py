@@ -1,0 +1,68 @@
+"""lacuna's own checkpoints: a tree of parameters by Orbax, with a digest that tells damage from data."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lacuna import trees
+from lacuna.errors import LacunaError
+from lacuna.types import Params
+
+
+class DamagedCheckpoint(LacunaError):
+    """A checkpoint cannot be read, or its bits are not the ones that were written."""
+
+
+def save(folder: Path, params: Params, about: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all; one that is already there is replaced.
+
+    Args:
+      folder: `folder/params` holds the tree, `folder/about.json` what is said of it.
+      params: the tree.
+      about: what made it, as JSON.
+    """
+    import orbax.checkpoint as ocp
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial.resolve() / "params", params)
+        document = {"params_sha256": trees.content_digest(params), **about}
+        (partial / "about.json").write_text(json.dumps(document, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(folder: Path, like: Params) -> Params:
+    """Read a checkpoint.
+
+    Args:
+      folder: as given to `save`.
+      like: a tree of the same names, shapes and dtypes; `jax.eval_shape` makes one without memory.
+
+    Raises:
+      DamagedCheckpoint: a file is absent or unreadable, the tree is another one, or a bit has changed.
+    """
+    import orbax.checkpoint as ocp
+
+    # Orbax restores to where the leaves of `like` say; by default that is one device, as for a fresh tree.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder.resolve() / "params", abstract)
+    except Exception as fault:  # Orbax and TensorStore raise many kinds: to a user they all mean the same
+        what = f"{type(fault).__name__} {fault}".splitlines()[0]
+        raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read", got=what) from fault
+    if trees.content_digest(params) != about.get("params_sha256"):
+        raise DamagedCheckpoint(f"the bits of the checkpoint {folder} are not the ones that were written")
+    return params

@@ -1,0 +1,285 @@
+"""The command line: `lacuna sweep` and `lacuna report`.
+
+A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
+`lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lacuna.errors import LacunaError
+
+if TYPE_CHECKING:
+    from lacuna.reports.records import Record
+    from lacuna.reports.sweep_report import SigmaRow
+    from lacuna.search import SweepResult
+    from lacuna.setups import Setup
+
+SEARCH_STEP = 1_000_000
+"""Which training batch a sweep scores: one that no training here has seen."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports it."""
+
+
+@dataclass(frozen=True)
+class SweepCommand:
+    """Best-of-N Gaussian search around a trained model, with the theory's prediction beside the result.
+
+    Every draw of noise is scored at every sigma and with both signs, on all local devices. Around the base
+    point the expected gain is σ|a| E[max of N normals] − curvature; the report shows where that holds.
+    Results go to a run folder: the score table (Parquet), records, figures and report.md.
+    """
+
+    state: Literal["forgotten", "undertrained", "trained"] = "forgotten"
+    """Starting point: the synthetic transformer trained on all digit tasks and then driven away from the
+    task (forgotten), stopped early (undertrained), or trained to the end (trained)."""
+
+    task: str = "sort"
+    """Digit task whose loss is minimised: copy, reverse, sort, add, running_sum, rotate, complement,
+    neighbour_sum, ..."""
+
+    num_candidates: int = 1024
+    """N: independent draws of noise. Each is scored at every sigma and sign."""
+
+    sigmas: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Standard deviations of the noise on each coordinate, ascending. One draw serves all of them."""
+
+    antithetic: bool = True
+    """Score both signs of every draw; needed for the odd/even (F1/F2) split."""
+
+    seed: int = 0
+    """Seed of the noise. Draw i depends on (seed, i) alone."""
+
+    setup_seed: int = 0
+    """Seed of the model's training and of all data."""
+
+    batch_size: int = 128
+    """Rows in the batch that every candidate is scored on (the same one for all)."""
+
+    top_k: int = 16
+    """How many of the best candidates to list and to score again on held-out rows."""
+
+    chunk: int | None = None
+    """Draws dispatched at once; sets how often progress is shown and how much a kill can lose. Changes no score."""
+
+    width: int = 1
+    """Candidates evaluated side by side on a device. 1 is best on a CPU; try 8 to 64 on a GPU or TPU."""
+
+    probes: int = 64
+    """Hessian products for the estimate of the curvature's trace."""
+
+    out: Path | None = None
+    """Run folder. If it holds this same run, unfinished or shorter, the sweep goes on from there.
+    Default: runs/sweep/<time>-<hash>."""
+
+    cache: Path = Path("~/.cache/lacuna")
+    """Folder that keeps trained starting points."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Redraw the figures and report.md of a run from its records."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished run."""
+
+    to: Path | None = None
+    """Write the report there and leave the run folder as it is."""
+
+
+Command = (
+    Annotated[SweepCommand, tyro.conf.subcommand("sweep")] | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+)
+
+
+def main() -> None:
+    """Entry point of the `lacuna` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    command = tyro.cli(
+        Command,  # pyrefly: ignore
+        prog="lacuna",
+        description="Local linear geometry of trained networks.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    console = Console()
+    try:
+        if isinstance(command, SweepCommand):
+            sweep(command, console, arguments)
+        else:
+            report(command, console)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except LacunaError as error:
+        Console(stderr=True).print(f"lacuna: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        return 2
+    return 0
+
+
+def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()) -> Path:
+    """Run `lacuna sweep`: prepare the point, search around it, predict, report. Returns the run folder."""
+    from lacuna import meshes
+
+    meshes.use_all_cpu_cores()  # before anything touches a device
+
+    import shlex
+
+    from lacuna import search
+    from lacuna.reports import records, rundir, sweep_report
+    from lacuna.reports.progress import progress
+
+    # Everything that can be wrong with the options is found before the first second of training.
+    settings = search.Sweep(
+        search.gaussian(),
+        command.sigmas,
+        command.num_candidates,
+        seed=command.seed,
+        antithetic=command.antithetic,
+        top_k=command.top_k,
+        chunk=command.chunk,
+        width=command.width,
+    )
+    setup = _prepare(command, console)
+    settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
+    batch = setup.task.train(SEARCH_STEP)
+
+    title = f"{command.state} synthetic transformer, task `{command.task}`"
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(command).items()}
+    config = {"title": title, "command": shlex.join(["lacuna", *_without_out(arguments)]), **options}
+    out = command.out or rundir.new_run(Path("runs"), "sweep", options)
+    mesh = meshes.candidate_mesh()
+    documents = {"config.json": config, "environment.json": rundir.environment(meshes.describe(mesh))}
+    evaluations = len(command.sigmas) * settings.num_signs
+    console.print(
+        f"Searching around the {title}: {settings.num_candidates:,} draws, {settings.num_evaluations:,} candidates, "
+        f"on {mesh.size} {meshes.describe(mesh)['device_kind']} device(s)"
+    )
+    try:
+        with progress(console, "searching", unit="candidates", scale=evaluations) as advance:
+            result = search.run_sweep(
+                setup.task.objective,
+                setup.params,
+                batch,
+                settings,
+                mesh=mesh,
+                out=out,
+                resume=True,
+                documents=documents,
+                progress=lambda done, total: advance(done, total, ""),
+            )
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted. What was scored is in {out}; the same command with --out {out} goes on from there."
+        )
+        raise
+    console.print("Measuring gradient and curvature at the base point, and scoring the winners on held-out rows ...")
+    found = [
+        *search.sweep_records(
+            result, search.landscape(setup.task.objective, setup.params, batch, num_probes=command.probes)
+        ),
+        *search.held_out_records(result, setup.task.objective, setup.params, batch, setup.task.held_out(0)),
+        *_metric_records(result, setup),
+    ]
+    records.write(out / "records.jsonl", found)
+    (out / "result.json").write_text(json.dumps({"scores_sha256": result.sha256}) + "\n")
+    written = sweep_report.write_report(out)
+    console.print(_table(sweep_report.sigma_rows(found)))
+    console.print(sweep_report.summary(found), highlight=False)
+    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
+    return out
+
+
+def report(command: ReportCommand, console: Console) -> None:
+    """Run `lacuna report`."""
+    from lacuna.reports import sweep_report
+
+    console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", highlight=False, soft_wrap=True)
+
+
+def _prepare(command: SweepCommand, console: Console) -> "Setup":
+    """The starting point, with a progress line for each training that has to be run."""
+    from contextlib import ExitStack
+
+    from lacuna import setups
+    from lacuna.reports.progress import Advance, progress
+
+    with ExitStack() as stack:
+        shown: dict[str, Advance] = {}
+
+        def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
+            if stage not in shown:
+                stack.close()  # the stage before is over
+                shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
+            shown[stage](step, num_steps, f"loss {loss:.3f}")
+
+        config = setups.SetupConfig(state=command.state, task=command.task, seed=command.setup_seed)
+        return setups.prepare(
+            config,
+            eval_batch_size=command.batch_size,
+            cache=command.cache,
+            advance=advance,
+            notice=lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True),
+        )
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments less `--out FOLDER`: a command that is run again makes a folder of its own."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--out="):
+            skip = argument == "--out"
+            kept += [] if skip else [argument]
+        else:
+            skip = False
+    return kept
+
+
+def _metric_records(result: "SweepResult", setup: "Setup") -> "list[Record]":
+    """The task's metrics on held-out rows, at the base point and at the winner."""
+    import jax
+
+    from lacuna import search
+    from lacuna.reports.records import Record
+
+    points = {"base": setup.params}
+    if result.best is not None:
+        best = result.best
+        points["winner"] = search.candidate(setup.params, result.sweep, best.index, best.sigma, best.sign)
+    metric = jax.jit(setup.task.metric)
+    rows = setup.task.held_out(0)
+    return [
+        Record("sweep", "metric", float(value), "1", {"name": name, "point": point})
+        for point, params in points.items()
+        for name, value in metric(params, rows).items()
+    ]
+
+
+def _table(rows: "list[SigmaRow]") -> Table:
+    table = Table(title="Gain of the whole sweep at each sigma", title_justify="left")
+    for head in ("σ", "F1 share", "predicted", "99 % band", "σ|a|√(2 ln N)", "measured"):
+        table.add_column(head, justify="right")
+    table.add_column("verdict")
+    for row in rows:
+        table.add_row(
+            f"{row.sigma:g}",
+            f"{row.f1_share:.3f}",
+            f"{row.predicted:.4g}",
+            f"{row.low:.4g} … {row.high:.4g}",
+            f"{row.asymptotic:.4g}",
+            f"{row.measured:.4g}",
+            row.verdict,
+        )
+    return table

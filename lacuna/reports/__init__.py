@@ -1,0 +1,1 @@
+"""Records in, figures and reports out; never a device array."""

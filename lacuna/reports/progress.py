@@ -1,0 +1,78 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+PLAIN_EVERY_S = 10.0
+
+Advance = Callable[[int, int, str], None]
+"""`advance(done, total, note)`; the note is a few words on where the work stands."""
+
+
+class _Rate(ProgressColumn):
+    """Work done a second, since the work began."""
+
+    def __init__(self, unit: str, scale: int):
+        super().__init__()
+        self._unit, self._scale = unit, scale
+
+    def render(self, task: Task) -> Text:
+        rate = task.completed / task.elapsed * self._scale if task.elapsed and task.completed else 0.0
+        return Text(f"{rate:,.0f} {self._unit}/s" if rate else "", style="cyan")
+
+
+@contextmanager
+def progress(console: Console, title: str, *, unit: str, scale: int = 1) -> Iterator[Advance]:
+    """Show progress, rate and remaining time of a piece of work.
+
+    Args:
+      console: where to; a bar if it is a terminal, else a line every ten seconds.
+      title: what the work is.
+      unit: what the rate counts, e.g. `candidates`.
+      scale: units for each step of `done`.
+    """
+    if not console.is_terminal:
+        yield _plain_lines(console, title, unit, scale)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _Rate(unit, scale),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task(title, total=None, note="compiling")
+        yield lambda done, total, note: bar.update(shown, completed=done, total=total, note=note)
+
+
+def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance:
+    began = last = time.monotonic()
+
+    def advance(done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= PLAIN_EVERY_S:
+            last = now
+            rate = done / max(now - began, 1e-9)
+            left = "done" if done >= total else f"{(total - done) / rate:,.0f} s left"
+            console.print(
+                f"{title}: {done:,} of {total:,}, {rate * scale:,.0f} {unit}/s, {left} {note}".rstrip(),
+                highlight=False,
+            )
+
+    return advance

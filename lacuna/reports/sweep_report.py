@@ -1,0 +1,265 @@
+"""The report of a sweep: one table, one page, redrawn from the records of its folder."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lacuna.errors import InvalidInput
+from lacuna.reports import records as record_files
+from lacuna.reports import rundir
+from lacuna.reports.figures import sweep_figures
+from lacuna.reports.records import Record, select, value
+
+LINEAR_SHARE = 0.9
+"""A sigma is judged against the theory where its F1 share is above this."""
+
+
+@dataclass(frozen=True)
+class SigmaRow:
+    """What was predicted and found at one sigma, over all N draws. Gains are in the unit of the loss.
+
+    Attributes:
+      verdict: by rule: `in the band` or `OUTSIDE` in the linear regime; beyond it, which side the measured
+        gain fell on.
+    """
+
+    sigma: float
+    relative_radius: float
+    f1_share: float
+    f1_slope: float
+    predicted: float
+    low: float
+    high: float
+    asymptotic: float
+    measured: float
+    verdict: str
+
+
+def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
+    """One row for each searched sigma, ascending."""
+    sign = "both" if select(records, "measured_gain", sign="both") else "+"
+    n = int(value(records, "num_candidates"))
+    rows = []
+    for record in select(records, "relative_radius"):
+        sigma = float(record.where["sigma"])
+
+        def gain(quantity: str, sigma: float = sigma) -> float:
+            return value(records, quantity, sigma=sigma, sign=sign, n=n)
+
+        share = value(records, "f1_share", sigma=sigma)
+        low, high, measured = gain("predicted_low"), gain("predicted_high"), gain("measured_gain")
+        rows.append(
+            SigmaRow(
+                sigma=sigma,
+                relative_radius=record.value,
+                f1_share=share,
+                f1_slope=value(records, "f1_slope", sigma=sigma),
+                predicted=gain("predicted_gain"),
+                low=low,
+                high=high,
+                asymptotic=gain("asymptotic_gain"),
+                measured=measured,
+                verdict=_verdict(share, low, high, measured),
+            )
+        )
+    return rows
+
+
+def _verdict(share: float, low: float, high: float, measured: float) -> str:
+    if math.isnan(measured):
+        return "no finite loss"
+    side = "in the band" if low <= measured <= high else "above the band" if measured > high else "below the band"
+    if math.isnan(share):
+        return side
+    if share > LINEAR_SHARE:
+        return side if side == "in the band" else f"OUTSIDE: {side}"
+    return f"not linear: {side}"
+
+
+def summary(records: Sequence[Record]) -> str:
+    """The outcome in two sentences."""
+    rows = sigma_rows(records)
+    base, best = value(records, "base_score"), select(records, "top_score", rank=1)
+    if not best:
+        return "No candidate had a finite loss."
+    where, gain = best[0].where, base - best[0].value
+    judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    inside = sum(row.verdict == "in the band" for row in judged)
+    sentences = [
+        f"The best candidate is draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}: "
+        f"loss {base:.6g} → {best[0].value:.6g}, a gain of {gain:.4g}."
+    ]
+    if judged:
+        sentences.append(
+            f"At {inside} of the {len(judged)} sigmas with an F1 share above {LINEAR_SHARE} "
+            f"the measured gain lies in the predicted {_level(records)} band."
+        )
+    elif any(not math.isnan(row.f1_share) for row in rows):
+        sentences.append(
+            f"No searched sigma has an F1 share above {LINEAR_SHARE}: the theory is not tested; search smaller ones."
+        )
+    sigma_star = value(records, "sigma_star")
+    if math.isfinite(sigma_star):
+        sentences.append(f"The linear regime reaches σ* = {sigma_star:g} among the searched sigmas.")
+    return " ".join(sentences)
+
+
+def write_report(run: Path, to: Path | None = None) -> Path:
+    """Draw the figures and write `report.md` of a run from its records.
+
+    Args:
+      run: folder of a finished sweep.
+      to: another folder to write into; default: the run's own.
+
+    Returns:
+      The path of `report.md`.
+
+    Raises:
+      InvalidInput: `run` holds no records of a finished sweep.
+    """
+    if (run / "identity.json").exists() and not (run / "records.jsonl").exists():
+        raise InvalidInput(
+            f"{run} must be a finished sweep", got="one that was interrupted", hint=_continue_command(run)
+        )
+    records = record_files.read(run / "records.jsonl")
+    config = rundir.read_json(run / "config.json") | rundir.read_json(run / "result.json")
+    environment = rundir.read_json(run / "environment.json")
+    to = run if to is None else to
+    (to / "figures").mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, figure in sweep_figures(records).items():
+        figure.savefig(to / "figures" / f"{name}.png")
+        names.append(name)
+    report = to / "report.md"
+    report.write_text(_markdown(records, config, environment, names))
+    return report
+
+
+def _continue_command(run: Path) -> str:
+    try:
+        return f"{rundir.read_json(run / 'config.json')['command']} --out {run}"
+    except (InvalidInput, KeyError):
+        return "the command that began it, once more"
+
+
+CAPTIONS = {
+    "gain_by_sigma": "Gain of the whole sweep against sigma, as it is and in units of σ|a|, where Theorem 1 is a "
+    "horizontal line. The dots are measured; the theory knows only the "
+    "gradient and the curvature at the base point.",
+    "best_of_n": "Best of N at each sigma: the mean over all subsets of N draws beside the prediction. A panel "
+    "titled in red lies beyond the linear regime.",
+    "linear_regime": "Odd part F1 and even part F2 of the loss along the noise (left), and the share of the odd "
+    "part (right).",
+}
+
+
+def _markdown(
+    records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any], figures: Sequence[str]
+) -> str:
+    n = int(value(records, "num_candidates"))
+    both = ", over both signs of every draw" if config.get("antithetic") else ""
+    parts = [
+        f"# Best of {n:,} draws: {config['title']}",
+        summary(records),
+        _sigma_table(records),
+        f"Gains are base loss minus best loss{both}. Predicted: σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]. The rule: "
+        f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
+        *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
+        *_held_out(records),
+        *_finalists(records),
+        "## The base point",
+        _base_table(records),
+        "## How it was run",
+        _run_table(records, config, environment),
+        f"Run it again:\n\n```sh\n{config['command']}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sigma_table(records: Sequence[Record]) -> str:
+    head = ["σ", "relative radius", "F1 share", "F1 slope", "predicted gain", f"{_level(records)} band"]
+    head += ["σ\\|a\\|√(2 ln N)", "measured gain", "verdict"]
+    lines = []
+    for row in sigma_rows(records):
+        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
+        line += [_number(row.f1_slope, ".2f"), f"{row.predicted:.4g}", f"[{row.low:.4g}, {row.high:.4g}]"]
+        line += [f"{row.asymptotic:.4g}", f"**{row.measured:.4g}**", row.verdict]
+        lines.append(line)
+    return _table(head, lines)
+
+
+def _base_table(records: Sequence[Record]) -> str:
+    trace, error = value(records, "curvature_trace"), value(records, "curvature_trace_error")
+    lines = [
+        ["loss", f"{value(records, 'base_score'):.6g}"],
+        ["parameters P", f"{value(records, 'num_params'):,.0f}"],
+        ["gradient norm \\|a\\|", f"{value(records, 'gradient_norm'):.4g}"],
+        ["parameter norm \\|θ\\|", f"{value(records, 'params_norm'):.4g}"],
+        ["curvature along the gradient uᵀHu", f"{value(records, 'gradient_curvature'):.4g}"],
+        ["trace of the Hessian", f"{trace:.4g} ± {error:.2g}"],
+        ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
+    ]
+    return _table(["quantity", "value"], lines)
+
+
+def _run_table(records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any]) -> str:
+    rate = value(records, "evaluation_rate")
+    commit = environment["commit"] or "not a checkout"
+    lines = [
+        ["candidates", f"{value(records, 'num_evaluations'):,.0f}"],
+        ["candidates a second", _number(rate, ",.1f") or "all from the log"],
+        ["losses that were not finite", f"{value(records, 'num_nonfinite'):,.0f}"],
+        ["machine", f"{environment['num_devices']} × {environment['device_kind']}; {environment['machine']}"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())],
+        ["commit", commit + (" with uncommitted changes" if environment["dirty"] else "")],
+        ["SHA-256 of the score table", f"`{config['scores_sha256']}`"],
+    ]
+    return _table(["", ""], lines)
+
+
+def _held_out(records: Sequence[Record]) -> list[str]:
+    """What became of the winners on data that the search did not see."""
+    lines = []
+    for record in select(records, "held_out_gain"):
+        group = str(record.where["group"])
+        lines.append([group, f"{value(records, 'search_gain', group=group):.4g}", f"{record.value:.4g}"])
+    if not lines:
+        return []
+    parts = [
+        "## On data the search did not see",
+        _table(["candidates", "gain on the search batch", "gain on held-out rows"], lines),
+        "A winner owes a part of its gain to the batch it won on; the random candidates owe nothing.",
+    ]
+    metrics = select(records, "metric")
+    points = list(dict.fromkeys(str(r.where["point"]) for r in metrics))
+    lines = [
+        [name, *(f"{value(metrics, 'metric', name=name, point=point):.4f}" for point in points)]
+        for name in dict.fromkeys(str(r.where["name"]) for r in metrics)
+    ]
+    return [*parts, _table(["metric on held-out rows", *points], lines)] if lines else parts
+
+
+def _finalists(records: Sequence[Record]) -> list[str]:
+    base = value(records, "base_score")
+    lines = []
+    for record in select(records, "top_score"):
+        where = record.where
+        line = [str(where["rank"]), str(where["index"]), f"{where['sigma']:g}", f"{where['sign']:+d}"]
+        lines.append([*line, f"{record.value:.6g}", f"{base - record.value:.4g}"])
+    return ["## The best candidates", _table(["place", "draw", "σ", "sign", "loss", "gain"], lines)] if lines else []
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(x: float, spec: str) -> str:
+    """`x` by a format specification, or nothing where there is no number."""
+    return "" if math.isnan(x) else format(x, spec)
+
+
+def _level(records: Sequence[Record]) -> str:
+    return f"{100 * value(records, 'band_level'):g} %"

@@ -1,0 +1,187 @@
+"""What a sweep's scores say, beside what the theory said they would: everything a report needs, as records."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from lacuna import theory
+from lacuna.reports.records import Record
+from lacuna.search.evaluate import score
+from lacuna.search.landscape import Landscape
+from lacuna.search.select import Candidate, expected_best, subset_sizes
+from lacuna.search.sweep import SweepResult, rescore
+from lacuna.types import Batch, Loss, Objective, Params
+
+EXPERIMENT = "sweep"
+
+BAND_LEVEL = 0.99
+"""Probability that the winner's step along the gradient lies in the predicted band."""
+
+SIGMAS_A_DECADE = 24
+"""How finely the predicted gain is drawn between the searched sigmas."""
+
+
+def sweep_records(result: SweepResult, landscape: Landscape) -> list[Record]:
+    """All numbers of a sweep's report: measured, predicted, and where the linear regime ends.
+
+    Gains are base score minus best score, in the unit of the loss. The measured curve is the exact mean
+    over all subsets of N' draws; with antithetic draws it is given for both signs together and for each
+    alone. Predictions are those of `lacuna.theory` from the gradient and curvature at the base point.
+
+    Args:
+      result: the finished sweep.
+      landscape: of the same loss on the same batch.
+    """
+    return [
+        *_base(result, landscape),
+        *_regime(result, landscape),
+        *_curves(result, landscape),
+        *_gain_by_sigma(result, landscape),
+        *_top(result),
+    ]
+
+
+def _record(quantity: str, value: object, unit: str = "1", **where: str | int | float) -> Record:
+    return Record(EXPERIMENT, quantity, float(np.asarray(value)), unit, where)
+
+
+def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
+    sweep = result.sweep
+    yield _record("base_score", result.base_score, "loss")
+    yield _record("num_candidates", sweep.num_candidates)
+    yield _record("num_evaluations", sweep.num_evaluations)
+    yield _record("num_nonfinite", result.num_nonfinite)
+    yield _record("band_level", BAND_LEVEL)
+    yield _record("num_params", landscape.num_params)
+    yield _record("gradient_norm", landscape.gradient_norm, "loss")
+    yield _record("params_norm", landscape.params_norm)
+    yield _record("gradient_curvature", landscape.gradient_curvature, "loss")
+    yield _record("curvature_trace", landscape.curvature_trace, "loss")
+    yield _record("curvature_trace_error", landscape.curvature_trace_error, "loss")
+    if result.num_scored:
+        evaluations = result.num_scored * len(sweep.sigmas) * sweep.num_signs
+        yield _record("evaluation_rate", evaluations / result.wall_s, "1/s")
+
+
+def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
+    sweep = result.sweep
+    for sigma in sweep.sigmas:
+        radius = sigma * landscape.num_params**0.5 / landscape.params_norm if landscape.params_norm else np.nan
+        yield _record("relative_radius", radius, sigma=sigma)
+    if not sweep.antithetic:
+        return  # an odd part needs both signs
+    plus, minus = result.scores[..., 0], result.scores[..., 1]
+    regime = theory.linear_regime(np.asarray(sweep.sigmas, np.float32), plus, minus, result.base_score)
+    for j, sigma in enumerate(sweep.sigmas):
+        yield _record("f1_rms", regime.f1_rms[j], "loss", sigma=sigma)
+        yield _record("f2_rms", regime.f2_rms[j], "loss", sigma=sigma)
+        yield _record("f1_share", regime.share[j], sigma=sigma)
+        yield _record("f1_slope", regime.f1_slope[j], sigma=sigma)
+        yield _record("f2_slope", regime.f2_slope[j], sigma=sigma)
+        floor = theory.rounding_floor(result.base_score, sigma, landscape.gradient_norm)
+        yield _record("rounding_floor", floor, sigma=sigma)
+    # sigma_star is one of the searched sigmas: give it as the user wrote it, not as float32 rounds it.
+    found = np.asarray(regime.sigmas) == np.asarray(regime.sigma_star)
+    yield _record("sigma_star", np.asarray(sweep.sigmas)[found][0] if found.any() else np.nan)
+
+
+def _curves(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
+    sweep = result.sweep
+    sizes = subset_sizes(sweep.num_candidates)
+    gains = result.base_score - result.scores.astype(np.float64)
+    kinds = {"+": gains[..., 0]}
+    if sweep.antithetic:
+        kinds["-"] = gains[..., 1]
+        finite = np.isfinite(gains).any(axis=2)
+        kinds["both"] = np.where(finite, np.nanmax(np.where(np.isfinite(gains), gains, -np.inf), axis=2), np.nan)
+    for sign, of_draw in kinds.items():
+        both = sign == "both"
+        for j, sigma in enumerate(sweep.sigmas):
+            measured = expected_best(of_draw[:, j], sizes)
+            predicted = _predict(sizes, sigma, landscape, both_signs=both)
+            for i, size in enumerate(sizes.tolist()):
+                where = {"sigma": sigma, "sign": sign, "n": size}
+                yield _record("measured_gain", measured[i], "loss", **where)
+                if sign != "-":  # minus obeys the law of plus
+                    for quantity, values in predicted.items():
+                        yield _record(quantity, values[i], "loss", **where)
+
+
+def _gain_by_sigma(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
+    """The predicted gain of the whole sweep as a smooth function of sigma, and the sigma where it is largest."""
+    sweep = result.sweep
+    both = sweep.antithetic
+    low, high = sweep.sigmas[0] / 2, sweep.sigmas[-1] * 2
+    grid = np.geomspace(low, high, max(2, round(SIGMAS_A_DECADE * np.log10(high / low))))
+    predicted = _predict(np.asarray(sweep.num_candidates), grid, landscape, both_signs=both)
+    for i, sigma in enumerate(grid.tolist()):
+        for quantity, values in predicted.items():
+            yield _record(f"{quantity}_by_sigma", values[i], "loss", sigma=sigma)
+    best = theory.best_sigma(
+        sweep.num_candidates,
+        landscape.gradient_norm,
+        landscape.curvature_trace,
+        landscape.gradient_curvature,
+        both_signs=both,
+    )
+    yield _record("predicted_best_sigma", best)
+
+
+def _predict(
+    n: np.ndarray, sigma: float | Float[np.ndarray, "S"], landscape: Landscape, *, both_signs: bool
+) -> dict[str, np.ndarray]:
+    slope, curvature = landscape.gradient_norm, (landscape.curvature_trace, landscape.gradient_curvature)
+    error = landscape.curvature_trace_error
+    sigma32 = np.asarray(sigma, np.float32)
+    low, high = theory.best_of_n_band(
+        n, sigma32, slope, *curvature, both_signs=both_signs, level=BAND_LEVEL, curvature_trace_error=error
+    )
+    return {
+        "predicted_gain": np.asarray(theory.best_of_n_gain(n, sigma32, slope, *curvature, both_signs=both_signs)),
+        "predicted_low": np.asarray(low),
+        "predicted_high": np.asarray(high),
+        "first_order_gain": np.asarray(theory.best_of_n_gain(n, sigma32, slope, both_signs=both_signs)),
+        "asymptotic_gain": np.asarray(sigma * slope * theory.asymptotic_max(n, both_signs=both_signs)),
+    }
+
+
+def _top(result: SweepResult) -> Iterator[Record]:
+    for rank, best in enumerate(result.top_k, start=1):
+        where = {"rank": rank, "index": best.index, "sigma": best.sigma, "sign": best.sign}
+        yield _record("top_score", best.score, "loss", **where)
+
+
+def held_out_records(
+    result: SweepResult, loss: Loss | Objective, params: Params, batch: Batch, held_out: Batch
+) -> list[Record]:
+    """How much of the winners' gain survives on data that the search did not see.
+
+    The top K stand beside the first K draws at the winner's sigma, which nobody selected. Each group's
+    figure is its mean gain, with the winner alone as a group of its own.
+
+    Args:
+      result: the finished sweep.
+      loss: the sweep's loss.
+      params: its base point.
+      batch: the batch it scored.
+      held_out: rows of the same kind that it did not.
+    """
+    if result.best is None:
+        return []
+    sweep = result.sweep
+    num_random = min(len(result.top_k), sweep.num_candidates)
+    groups = {
+        "winner": result.top_k[:1],
+        f"top {len(result.top_k)}, mean": result.top_k,
+        f"{num_random} random draws at the winner's σ, mean": tuple(
+            Candidate(index, result.best.sigma, 1, np.nan) for index in range(num_random)
+        ),
+    }
+    found = []
+    for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
+        base = float(score(loss.loss if isinstance(loss, Objective) else loss, params, rows))
+        for group, members in groups.items():
+            gains = base - rescore(loss, params, rows, sweep, members).astype(np.float64)
+            found.append(_record(quantity, gains.mean(), "loss", group=group, k=len(members)))
+    return found

@@ -1,0 +1,17 @@
+"""What a Gaussian landscape predicts: order statistics, best-of-N gains and the linear regime.
+
+Importable alone: it stands on jax and numpy. Moments and quantiles of maxima are float64 numbers made on
+the host; everything that takes losses, gradients or sigmas is float32 jnp and may be traced.
+"""
+
+from lacuna.theory.best_of_n import best_of_n_band as best_of_n_band
+from lacuna.theory.best_of_n import best_of_n_gain as best_of_n_gain
+from lacuna.theory.best_of_n import best_sigma as best_sigma
+from lacuna.theory.gaussian import asymptotic_max as asymptotic_max
+from lacuna.theory.gaussian import expected_max as expected_max
+from lacuna.theory.gaussian import expected_max_abs as expected_max_abs
+from lacuna.theory.gaussian import expected_max_square as expected_max_square
+from lacuna.theory.gaussian import max_quantile as max_quantile
+from lacuna.theory.linear_regime import Regime as Regime
+from lacuna.theory.linear_regime import linear_regime as linear_regime
+from lacuna.theory.linear_regime import rounding_floor as rounding_floor

@@ -1,0 +1,190 @@
+"""Where is the loss still linear? Odd and even parts of antithetic pairs over a grid of sigmas.
+
+For a draw z the two losses of a pair are `L(+-) = L(0) +- sigma <a, z> + sigma^2/2 z^T H z +- O(sigma^3)`, so
+
+    F1 = (L(+) - L(-)) / 2         = sigma <a, z> + O(sigma^3)      the odd part, which random search climbs
+    F2 = (L(+) + L(-)) / 2 - L(0)  = sigma^2/2 z^T H z + O(sigma^4)   the even part, which it pays
+
+with rms(F1) = sigma |a| and mean(F2) = sigma^2/2 tr H to leading order. The share of F1 alone does not
+show linearity: a cubic term is odd too. So the linear regime also asks that rms(F1) is proportional to sigma.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from lacuna.errors import InvalidInput
+
+SHARE = 0.9
+"""The odd part holds more than this in the linear regime."""
+
+SLOPE_TOLERANCE = 0.1
+"""A local slope of F1 this close to one is linear."""
+
+RESOLVED_ULPS = 16
+"""Rounding moves F1 by half an ulp of the loss, by a few where a long sum is rounded on the way; at 16 ulps
+and zero mean that is a percent or two of its root mean square."""
+
+Losses = Float[Array, "N S"] | Float[np.ndarray, "N S"]
+"""Losses of N draws at S sigmas, one sign."""
+
+Scalar = int | float | np.number | Real[np.ndarray, ""] | Real[Array, ""]
+"""A real number; may be traced."""
+
+Number = int | float | np.number | Real[np.ndarray, "..."] | Real[Array, "..."]
+"""A real number or an array of them; may be traced."""
+
+
+class Regime(NamedTuple):
+    """The odd / even split over a grid of S sigmas. Statistics are over the pairs whose losses are finite.
+
+    Attributes:
+      sigmas: the grid, float32, ascending, in units of the parameters.
+      f1_rms: root mean square of F1, in units of the loss; `sigma |a|` in the linear regime.
+      f2_rms: root mean square of F2.
+      f2_mean: mean of F2; `sigma^2/2 tr H` in the quadratic regime.
+      share: `var F1 / (var F1 + mean F2^2)`, in [0, 1]; NaN below two finite pairs.
+      f1_slope: d log f1_rms / d log sigma between this sigma and the one before; NaN at the first.
+      f2_slope: the same of f2_rms; two in the quadratic regime.
+      resolved: f1_rms is at least `RESOLVED_ULPS` float32 ulps of the base loss.
+      num_finite: how many pairs are finite on both sides.
+      sigma_star: the largest sigma of the linear regime; NaN if there is none.
+    """
+
+    sigmas: Float[Array, "S"]
+    f1_rms: Float[Array, "S"]
+    f2_rms: Float[Array, "S"]
+    f2_mean: Float[Array, "S"]
+    share: Float[Array, "S"]
+    f1_slope: Float[Array, "S"]
+    f2_slope: Float[Array, "S"]
+    resolved: Bool[Array, "S"]
+    num_finite: Int[Array, "S"]
+    sigma_star: Float[Array, ""]
+
+
+def linear_regime(
+    sigmas: Float[Array, "S"] | Float[np.ndarray, "S"], plus: Losses, minus: Losses, base: Scalar
+) -> Regime:
+    """Split antithetic losses into odd and even parts and locate the linear regime.
+
+    sigma_star is the largest sigma where the share of F1 exceeds 0.9, every local slope of F1 up to it is
+    within 0.1 of one (odd is not yet linear), and F1 stands above rounding. A slope that starts from an
+    unresolved sigma is rounding, not geometry, and is not asked. At the first resolved sigma no slope has
+    been asked yet: a sigma_star there rests on the share alone, so begin the grid a decade lower.
+
+    Pairs with a loss that is not finite are left out, sigma by sigma; where many are missing the slopes
+    compare different draws. Compiled; inside `jax.jit` the sigmas may be constants, then checked, or traced.
+
+    Args:
+      sigmas: standard deviations of a step, positive, strictly ascending (as float32).
+      plus: losses at `params + sigma z`, one row a draw; the same draws at every sigma.
+      minus: losses at `params - sigma z`, in the same order.
+      base: the loss at `params`, on the same batch.
+
+    Returns:
+      A `Regime`, float32. `base` not finite, or no finite pair, gives NaN rather than a number.
+
+    Raises:
+      InvalidInput: sigmas not positive or not ascending, or shapes that do not fit one another.
+
+    Source: the F1 / F2 split of arXiv 2606.10929; the definition of share and sigma_star is ours.
+    """
+    _check(sigmas, jnp.shape(plus), jnp.shape(minus))
+    arrays = (jnp.asarray(x, jnp.float32) for x in (sigmas, plus, minus, base))
+    return _regime(*arrays)
+
+
+def rounding_floor(base: Number, sigma: Number, gradient_norm: Number) -> Float[Array, "..."]:
+    """Relative error that rounding the losses alone makes in F1: `ulp(|base|) / (sigma |a|)`.
+
+    A float32 loss is known to about one ulp, and F1 is `sigma |a|` in size. Drawn in figures as the line
+    below which a slope means nothing; losses summed over a long batch may err by several ulps.
+
+    Args:
+      base: the loss at the centre.
+      sigma: standard deviation of a step per coordinate.
+      gradient_norm: `|a|`, loss per unit of the parameters.
+
+    Returns:
+      A relative error without unit, float32, in the broadcast shape of the arguments.
+
+    Source: ours; the float32 unit in the last place.
+    """
+    base, sigma = jnp.asarray(base, jnp.float32), jnp.asarray(sigma, jnp.float32)
+    return jnp.spacing(jnp.abs(base)) / (sigma * jnp.asarray(gradient_norm, jnp.float32))
+
+
+@jax.jit
+def _regime(
+    sigmas: Float[Array, "S"], plus: Float[Array, "N S"], minus: Float[Array, "N S"], base: Float[Array, ""]
+) -> Regime:
+    finite = jnp.isfinite(plus) & jnp.isfinite(minus)
+    # Differences come first: losses of one size lose nothing in them, squares of losses would.
+    odd = (plus - minus) / 2
+    even = ((plus - base) + (minus - base)) / 2
+
+    f1_rms, f2_rms = _rms(odd, finite), _rms(even, finite)
+    f1_spread = _rms(odd - _mean(odd, finite), finite)
+    num_finite = jnp.sum(finite, axis=0)
+    # var F1 / (var F1 + mean F2^2), as a ratio of roots: squares of very small or large losses leave float32.
+    share = jnp.where(num_finite > 1, 1 / (1 + (f2_rms / f1_spread) ** 2), jnp.nan)
+    f1_slope, f2_slope = _local_slope(f1_rms, sigmas), _local_slope(f2_rms, sigmas)
+
+    resolved = f1_rms >= RESOLVED_ULPS * jnp.spacing(jnp.abs(base))
+    asked = jnp.concatenate([jnp.zeros(1, bool), resolved[:-1]])
+    bent = asked & ~(jnp.abs(f1_slope - 1) <= SLOPE_TOLERANCE)  # written so that a NaN slope is bent
+    linear = resolved & (share > SHARE) & (jnp.cumsum(bent) == 0)
+    sigma_star = jnp.where(jnp.any(linear), jnp.max(jnp.where(linear, sigmas, 0)), jnp.nan)
+    return Regime(
+        sigmas=sigmas,
+        f1_rms=f1_rms,
+        f2_rms=f2_rms,
+        f2_mean=_mean(even, finite),
+        share=share,
+        f1_slope=f1_slope,
+        f2_slope=f2_slope,
+        resolved=resolved,
+        num_finite=num_finite,
+        sigma_star=sigma_star,
+    )
+
+
+def _mean(x: Float[Array, "N S"], finite: Bool[Array, "N S"]) -> Float[Array, "S"]:
+    return jnp.sum(jnp.where(finite, x, 0), axis=0) / jnp.sum(finite, axis=0)
+
+
+def _rms(x: Float[Array, "N S"], finite: Bool[Array, "N S"]) -> Float[Array, "S"]:
+    """Root mean square over the finite pairs, scaled by the largest so that no square overflows."""
+    largest = jnp.max(jnp.where(finite, jnp.abs(x), 0), axis=0, initial=0)
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale * jnp.sqrt(_mean((x / scale) ** 2, finite))
+
+
+def _local_slope(y: Float[Array, "S"], sigmas: Float[Array, "S"]) -> Float[Array, "S"]:
+    slopes = jnp.log(y[1:] / y[:-1]) / jnp.log(sigmas[1:] / sigmas[:-1])
+    return jnp.concatenate([jnp.full(1, jnp.nan), slopes])
+
+
+def _check(
+    sigmas: Float[Array, "..."] | Float[np.ndarray, "..."], plus: tuple[int, ...], minus: tuple[int, ...]
+) -> None:
+    """Shapes, and the order of the sigmas where their values are known."""
+    if jnp.ndim(sigmas) != 1 or plus != minus or plus[1:] != jnp.shape(sigmas):
+        raise InvalidInput(
+            "linear_regime needs sigmas [S] and losses plus, minus [N, S]",
+            got=f"sigmas {jnp.shape(sigmas)}, plus {plus}, minus {minus}",
+            hint="one row a draw, one column a sigma",
+        )
+    if isinstance(sigmas, jax.core.Tracer):
+        return
+    grid = np.asarray(sigmas, np.float32)
+    if not (grid.size and np.all(np.isfinite(grid)) and grid[0] > 0 and np.all(np.diff(grid) > 0)):
+        raise InvalidInput(
+            "linear_regime needs sigmas that are positive and strictly ascending",
+            got=grid.tolist(),
+            hint="sort the grid and the columns of the losses with it",
+        )
