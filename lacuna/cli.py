@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lacuna.errors import LacunaError
+from lacuna.errors import InvalidInput, LacunaError
 
 if TYPE_CHECKING:
     from lacuna.reports.records import Record
@@ -152,6 +152,9 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
         chunk=command.chunk,
         width=command.width,
     )
+    for name, least in (("batch_size", 1), ("probes", 2)):
+        if getattr(command, name) < least:
+            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
     setup = _prepare(command, console)
     settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
     batch = setup.task.train(SEARCH_STEP)
@@ -269,8 +272,8 @@ def _metric_records(result: "SweepResult", setup: "Setup") -> "list[Record]":
 
 def _table(rows: "list[SigmaRow]") -> Table:
     table = Table(title="Gain of the whole sweep at each sigma", title_justify="left")
-    for head in ("σ", "F1 share", "predicted", "99 % band", "σ|a|√(2 ln N)", "measured"):
-        table.add_column(head, justify="right")
+    for head in ("σ", "F1 share", "predicted", "its band", "asymptotic", "measured"):
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in rows:
         table.add_row(

@@ -127,7 +127,12 @@ def fit(
       config: the optimiser and its schedule.
       progress: called every `progress_every` steps and after the last one. It changes no bit of the result.
       progress_every: steps between two calls.
+
+    Raises:
+      InvalidInput: `progress_every` is less than 1.
     """
+    if progress_every < 1:
+        raise InvalidInput("progress_every must be at least 1", got=progress_every)
     if jax.tree_util.all_leaves([batch_at]):
         batch_at = jax.tree_util.Partial(batch_at)
     start = jax.tree.map(jnp.array, params)  # a copy: the loop reuses the memory of its state

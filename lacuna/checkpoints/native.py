@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from lacuna import trees
 from lacuna.errors import LacunaError
@@ -41,7 +42,7 @@ def save(folder: Path, params: Params, about: dict[str, Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, like: Params) -> Params:
+def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Params:
     """Read a checkpoint.
 
     Args:

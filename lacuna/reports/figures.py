@@ -28,7 +28,6 @@ STYLE: dict[str, Any] = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.6,
     "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
@@ -66,7 +65,7 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         _fit_to(panel, measured, predicted, low, high)
         share = value(records, "f1_share", sigma=sigma)
         regime = "" if math.isnan(share) else f",  F1 share {share:.2f}"
-        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black")
+        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black", loc="left")
     for panel in list(axes.flat)[len(sigmas) :]:
         panel.set_axis_off()
     for panel in axes[-1]:

@@ -23,15 +23,15 @@ Advance = Callable[[int, int, str], None]
 
 
 class _Rate(ProgressColumn):
-    """Work done a second, since the work began."""
+    """Work done a second, over the last half minute."""
 
     def __init__(self, unit: str, scale: int):
         super().__init__()
         self._unit, self._scale = unit, scale
 
     def render(self, task: Task) -> Text:
-        rate = task.completed / task.elapsed * self._scale if task.elapsed and task.completed else 0.0
-        return Text(f"{rate:,.0f} {self._unit}/s" if rate else "", style="cyan")
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed * self._scale:,.0f} {self._unit}/s" if speed else "", style="cyan")
 
 
 @contextmanager
@@ -61,18 +61,21 @@ def progress(console: Console, title: str, *, unit: str, scale: int = 1) -> Iter
 
 
 def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance:
-    began = last = time.monotonic()
+    first: tuple[float, int] | None = None  # the rate counts from the first call: what came before was compilation
+    last = 0.0
 
     def advance(done: int, total: int, note: str) -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
-        if done >= total or now - last >= PLAIN_EVERY_S:
+        if first is None:
+            first = now, done
             last = now
-            rate = done / max(now - began, 1e-9)
-            left = "done" if done >= total else f"{(total - done) / rate:,.0f} s left"
-            console.print(
-                f"{title}: {done:,} of {total:,}, {rate * scale:,.0f} {unit}/s, {left} {note}".rstrip(),
-                highlight=False,
-            )
+        if (done < total and now - last < PLAIN_EVERY_S) or now == first[0]:
+            return
+        last = now
+        rate = (done - first[1]) / (now - first[0])
+        left = "done" if done >= total else f"{(total - done) / rate:,.0f} s left" if rate else ""
+        parts = [f"{done:,} of {total:,}", f"{rate * scale:,.0f} {unit}/s", left, note]
+        console.print(f"{title}: {', '.join(part for part in parts if part)}", highlight=False)
 
     return advance

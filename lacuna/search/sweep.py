@@ -29,7 +29,7 @@ from lacuna.search.select import Candidate, TopK
 from lacuna.types import Batch, Loss, Objective, Params
 
 Progress = Callable[[int, int], None]
-"""`progress(draws done, draws in all)`, called after every chunk."""
+"""`progress(draws done, draws in all)`, called once everything is compiled, and after every chunk."""
 
 FINALISTS_FACTOR = 4
 """A sweep wider than one candidate keeps this many times top-K, and lets the canonical program choose."""
@@ -65,14 +65,16 @@ class Sweep:
     width: int = 1
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(math.isfinite(s) and s > 0 for s in self.sigmas):
+        with np.errstate(over="ignore"):
+            scales = np.asarray(self.sigmas, np.float32)  # as the candidates will see them
+        if not scales.size or not np.all((scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)):
             raise InvalidInput(
-                "sigmas must be positive finite numbers, at least one",
+                "sigmas must be positive finite float32 numbers, at least one",
                 got=self.sigmas,
                 hint="sigmas 1e-3 3e-3",
             )
-        if list(self.sigmas) != sorted(set(self.sigmas)):
-            raise InvalidInput("sigmas must be in ascending order without repeats", got=self.sigmas)
+        if np.any(np.diff(scales) <= 0):
+            raise InvalidInput("sigmas must be in ascending order without repeats in float32", got=self.sigmas)
         if not 1 <= self.num_candidates <= keys.SEED_LIMIT:
             raise InvalidInput("num_candidates must be in [1, 2^32]", got=self.num_candidates)
         if not 0 <= self.seed < keys.SEED_LIMIT:
@@ -226,7 +228,7 @@ def run_sweep(
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
       documents: JSON documents by file name, kept in a folder that this call makes.
-      progress: called after every chunk.
+      progress: called once everything is compiled, and after every chunk.
 
     Raises:
       InvalidInput: the loss is not a scalar, or two leaves would share their noise.
@@ -267,6 +269,8 @@ def run_sweep(
                 num_known = min(sweep.num_candidates, start + len(block))
             if num_known:
                 _check_same_loss(scores[:num_known], score_range, Path(out or ""))
+        if progress is not None:
+            progress(num_known, sweep.num_candidates)
         began = time.perf_counter()
         for start, block in score_range(num_known, sweep.num_candidates):
             take(start, block)
@@ -285,7 +289,8 @@ def run_sweep(
     if sweep.width > 1:
         exact = rescore(loss, params, batch, sweep, finalists)
         finalists = tuple(c._replace(score=float(s)) for c, s in zip(finalists, exact, strict=True))
-        finalists = tuple(sorted(finalists, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
+        finite = (c for c in finalists if math.isfinite(c.score))
+        finalists = tuple(sorted(finite, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
     return SweepResult(
         sweep=sweep,
         base_score=base_score,

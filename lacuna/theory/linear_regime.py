@@ -48,8 +48,9 @@ class Regime(NamedTuple):
       f2_mean: mean of F2; `sigma^2/2 tr H` in the quadratic regime.
       share: `var F1 / (var F1 + mean F2^2)`, in [0, 1]; NaN below two finite pairs.
       f1_slope: d log f1_rms / d log sigma between this sigma and the one before; NaN at the first.
-      f2_slope: the same of f2_rms; two in the quadratic regime.
-      resolved: f1_rms is at least `RESOLVED_ULPS` float32 ulps of the base loss.
+      f2_slope: the same of f2_rms; two in the quadratic regime, unless f2_rms is down at an ulp of the loss,
+        which it reaches at larger sigmas than f1_rms does.
+      resolved: f1_rms is at least `RESOLVED_ULPS` float32 ulps of the base loss; says nothing of F2.
       num_finite: how many pairs are finite on both sides.
       sigma_star: the largest sigma of the linear regime; NaN if there is none.
     """

@@ -1,0 +1,76 @@
+"""Verdicts follow their rule, and a report is drawn from the records of a folder alone."""
+
+import json
+import math
+import re
+
+import pytest
+import sweeps
+
+from lacuna.errors import InvalidInput
+from lacuna.reports import records, sweep_report
+
+
+@pytest.mark.parametrize(
+    ("share", "measured", "verdict"),
+    [
+        (0.95, 1.0, "in the band"),
+        (0.95, 0.5, "in the band"),
+        (0.95, 0.4, "OUTSIDE: below the band"),
+        (0.95, 2.1, "OUTSIDE: above the band"),
+        (0.9, 2.1, "not linear: above the band"),
+        (0.2, 1.0, "not linear: in the band"),
+        (math.nan, 1.0, "in the band"),
+        (0.95, math.nan, "no finite loss"),
+    ],
+)
+def test_a_verdict_needs_the_band_where_the_odd_share_is_above_nine_tenths(share, measured, verdict):
+    rows = sweep_report.sigma_rows(sweeps.sweep_records(measured=(measured, 1.0), shares=(share, 0.1)))
+    assert rows[0].verdict == verdict
+
+
+def test_the_summary_counts_the_sigmas_that_the_theory_speaks_of():
+    assert "At 1 of the 2 sigmas" in sweep_report.summary(sweeps.sweep_records(shares=(0.99, 0.95)))
+    assert "not tested" in sweep_report.summary(sweeps.sweep_records(shares=(0.5, 0.1), sigma_star=math.nan))
+    assert "a gain of 1." in sweep_report.summary(sweeps.sweep_records())
+    assert sweep_report.summary(sweeps.sweep_records(**sweeps.NOTHING_FINITE)) == "No candidate had a finite loss."
+
+
+def run_folder(path, found):
+    records.write(path / "records.jsonl", found)
+    (path / "config.json").write_text(json.dumps({"title": "a test", "command": "lacuna sweep", "antithetic": True}))
+    (path / "result.json").write_text(json.dumps({"scores_sha256": "abc123"}))
+    machine = {"num_devices": 2, "device_kind": "cpu", "machine": "a machine", "packages": {"jax": "0.1"}}
+    (path / "environment.json").write_text(json.dumps({**machine, "commit": "", "dirty": False}))
+    return path
+
+
+@pytest.mark.parametrize("kind", [{}, {"sign": "+"}, sweeps.NOTHING_FINITE])
+def test_a_report_shows_every_figure_that_it_draws(tmp_path, kind):
+    report = sweep_report.write_report(run_folder(tmp_path, sweeps.sweep_records(**kind)))
+    text = report.read_text()
+    shown = re.findall(r"\((figures/\w+\.png)\)", text)
+    assert sorted(tmp_path.glob("figures/*")) == sorted(tmp_path / name for name in shown)
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in shown)
+    assert "abc123" in text
+    assert "lacuna sweep" in text
+    assert "nan" not in re.sub(r"`[^`]*`", "", text).lower() or kind is sweeps.NOTHING_FINITE
+
+
+def test_a_report_can_be_drawn_elsewhere_and_leaves_the_run_as_it_was(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    run_folder(run, sweeps.sweep_records())
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    sweep_report.write_report(run, tmp_path / "gallery")
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+    assert (tmp_path / "gallery" / "report.md").exists()
+
+
+def test_the_report_of_an_interrupted_run_says_how_to_go_on(tmp_path):
+    run_folder(tmp_path, [])
+    (tmp_path / "records.jsonl").unlink()
+    (tmp_path / "identity.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=rf"interrupted. Try: lacuna sweep --out {re.escape(str(tmp_path))}"):
+        sweep_report.write_report(tmp_path)
+    assert not (tmp_path / "figures").exists()

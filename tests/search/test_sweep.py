@@ -1,0 +1,158 @@
+"""A score depends on its candidate and on nothing around it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import problems
+import pytest
+
+from lacuna import meshes, search
+from lacuna.search import Sweep, gaussian, rescore, run_sweep, table_sha256
+from lacuna.types import Objective
+
+SMALL = Sweep(gaussian(), (0.1, 0.4), 50, seed=5, top_k=7)
+
+
+def mesh_of(num_devices):
+    return meshes.candidate_mesh(jax.devices()[:num_devices])
+
+
+@pytest.mark.parametrize(("num_devices", "chunk"), [(1, 7), (2, 12), (8, 17)])
+def test_the_table_is_the_same_on_any_number_of_devices_and_for_any_chunk(
+    problem, sweep, reference, num_devices, chunk
+):
+    result = run_sweep(*problem, dataclasses.replace(sweep, chunk=chunk), mesh=mesh_of(num_devices))
+    assert result.sha256 == reference.sha256
+    assert result.top_k == reference.top_k
+    assert result.base_score == reference.base_score
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "antithetic", "column"), [((1e-2,), False, (0, 0)), ((1e-4, 1e-3, 1e-2), True, (2, slice(None)))]
+)
+def test_a_score_does_not_depend_on_what_else_is_searched(problem, sweep, reference, sigmas, antithetic, column):
+    other = dataclasses.replace(sweep, sigmas=sigmas, antithetic=antithetic, num_candidates=24)
+    scores = run_sweep(*problem, other).scores
+    np.testing.assert_array_equal(scores[:, *column], reference.scores[:24, 1, column[1]])
+
+
+@pytest.fixture(scope="module")
+def wide(problem, sweep):
+    return run_sweep(*problem, dataclasses.replace(sweep, width=4, chunk=64, top_k=5))
+
+
+def test_a_wide_sweep_is_the_same_on_any_number_of_devices(problem, wide):
+    on_one = run_sweep(*problem, dataclasses.replace(wide.sweep, chunk=8), mesh=mesh_of(1))
+    assert on_one.sha256 == wide.sha256
+    assert on_one.top_k == wide.top_k
+
+
+def test_finalists_of_a_wide_sweep_carry_the_scores_of_a_narrow_one(reference, wide):
+    sigmas = reference.sweep.sigmas
+    exact = [reference.scores[c.index, sigmas.index(c.sigma), (1 - c.sign) // 2] for c in wide.top_k]
+    assert [c.score for c in wide.top_k] == exact
+    assert exact == sorted(exact)
+    np.testing.assert_allclose(wide.scores, reference.scores, rtol=1e-5)
+
+
+def test_the_table_and_the_winners_agree(sweep, reference):
+    assert [tuple(c) for c in reference.top_k] == oracles.full_sort(reference.scores, sweep.sigmas, sweep.top_k)
+    assert reference.best == reference.top_k[0]
+    assert reference.gain == reference.base_score - float(reference.scores.min())
+    assert reference.num_nonfinite == 0
+    assert reference.num_scored == 40
+
+
+@pytest.fixture(scope="module")
+def small():
+    return run_sweep(*problems.small(), SMALL)
+
+
+def test_an_objective_is_scored_as_its_loss_is(small):
+    loss, params, batch = problems.small()
+    assert run_sweep(Objective(loss), params, batch, SMALL).sha256 == small.sha256
+
+
+def test_another_seed_gives_other_scores(small):
+    other = run_sweep(*problems.small(), dataclasses.replace(SMALL, seed=6))
+    assert abs(oracles.correlation(small.scores[:, 0, 0], other.scores[:, 0, 0])) < 5 / np.sqrt(50)
+
+
+def test_scores_of_a_linear_loss_are_odd_and_proportional_to_sigma(small):
+    scores = small.scores
+    np.testing.assert_allclose(scores[:, :, 0], -scores[:, :, 1], rtol=1e-6)
+    np.testing.assert_allclose(scores[:, 1, 0], 4 * scores[:, 0, 0], rtol=1e-5)
+
+
+def test_nothing_is_traced_after_the_first_chunk_however_many_there_are():
+    traces, seen = [], []
+
+    def counted(params, batch):
+        traces.append(1)
+        return problems.linear_loss(params, batch)
+
+    _, params, batch = problems.small()
+    run_sweep(
+        counted,
+        params,
+        batch,
+        dataclasses.replace(SMALL, chunk=16),
+        progress=lambda done, of: seen.append((done, of, len(traces))),
+    )
+    assert seen == [(done, 50, len(traces)) for done in (16, 32, 48, 50)]
+
+
+def cracked(params, batch):
+    """Linear, but NaN for large first coordinates and infinite for large second ones."""
+    value = problems.linear_loss(params, batch)
+    value = jnp.where(params["w"][1] > 0.2, jnp.inf, value)
+    return jnp.where(params["w"][0] > 0.2, jnp.nan, value)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_candidate_whose_loss_is_not_finite_is_recorded_and_never_wins(small, width):
+    _, params, batch = problems.small()
+    result = run_sweep(cracked, params, batch, dataclasses.replace(SMALL, width=width))
+    finite = np.isfinite(result.scores)
+    assert np.isnan(result.scores).any()
+    assert np.isposinf(result.scores).any()
+    np.testing.assert_allclose(result.scores[finite], small.scores[finite], rtol=1e-5)
+    assert result.num_nonfinite == np.sum(~finite)
+    assert all(math.isfinite(c.score) for c in result.top_k)
+    assert result.best.score == result.scores[finite].min()
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_sweep_of_nothing_but_nan_has_no_winner(width):
+    def hopeless(params, batch):
+        return jnp.where(jnp.all(params["w"] == 0), problems.linear_loss(params, batch), jnp.nan)
+
+    _, params, batch = problems.small()
+    result = run_sweep(hopeless, params, batch, dataclasses.replace(SMALL, width=width))
+    assert result.top_k == ()
+    assert result.best is None
+    assert math.isnan(result.gain)
+    assert result.num_nonfinite == SMALL.num_evaluations
+
+
+def test_a_finalist_that_is_nan_when_scored_alone_does_not_win(monkeypatch):
+    def rescored(*arguments):
+        return np.where(np.arange(len(arguments[-1])) == 0, np.float32(np.nan), rescore(*arguments))
+
+    sweep = dataclasses.replace(SMALL, width=4)
+    expected = run_sweep(*problems.small(), sweep).top_k
+    monkeypatch.setattr(search.sweep, "rescore", rescored)
+    assert run_sweep(*problems.small(), sweep).top_k[:6] == expected[1:]
+
+
+def test_every_nan_has_the_same_sha256():
+    table = np.float32([[[1, np.nan]]])
+    other = table.view(np.uint32) | np.array([[[0, 0x80000123]]], np.uint32)
+    assert np.isnan(other.view(np.float32)[0, 0, 1])
+    assert table_sha256(other.view(np.float32)) == table_sha256(table)
+    assert table_sha256(np.float32([[[np.nan, 1]]])) != table_sha256(table)
+    assert table_sha256(-table) == table_sha256(np.float32([[[-1, np.nan]]]))

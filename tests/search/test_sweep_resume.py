@@ -1,0 +1,104 @@
+"""A killed run goes on where it stopped, and the bytes on disk tell no difference."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from lacuna import meshes
+from lacuna.search import Sweep, gaussian, run_sweep
+
+SWEEP = Sweep(gaussian(), (0.1, 0.4), 50, seed=5, chunk=8, top_k=7)
+
+
+def two_devices():
+    return meshes.candidate_mesh(jax.devices()[:2])
+
+
+def kill_after(num_draws):
+    """A progress callback that interrupts the run once so many draws are on disk."""
+
+    def progress(done, _):
+        if done >= num_draws:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run and its folder."""
+    out = tmp_path_factory.mktemp("whole")
+    return run_sweep(*problems.small(), SWEEP, mesh=two_devices(), out=out), out
+
+
+@pytest.mark.parametrize("num_draws", [8, 24, 48, 50])
+def test_a_run_killed_after_any_chunk_resumes_to_the_same_bytes(tmp_path, whole, num_draws):
+    result, folder = whole
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(*problems.small(), SWEEP, mesh=two_devices(), out=tmp_path, progress=kill_after(num_draws))
+    assert not (tmp_path / "scores.parquet").exists()
+    resumed = run_sweep(*problems.small(), SWEEP, mesh=two_devices(), out=tmp_path, resume=True)
+    assert resumed.sha256 == result.sha256
+    assert resumed.top_k == result.top_k
+    assert resumed.num_scored == 50 - num_draws
+    assert files(tmp_path) == files(folder)
+
+
+def test_a_run_killed_on_eight_devices_resumes_on_two_with_another_chunk(tmp_path, problem, sweep, reference):
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(*problem, dataclasses.replace(sweep, chunk=16), out=tmp_path, progress=kill_after(16))
+    other = dataclasses.replace(sweep, chunk=12)
+    resumed = run_sweep(*problem, other, mesh=two_devices(), out=tmp_path, resume=True)
+    assert resumed.num_scored == 24
+    assert resumed.sha256 == reference.sha256
+    assert resumed.top_k == reference.top_k
+
+
+def test_a_run_may_be_extended_and_keeps_what_it_had(tmp_path, whole):
+    short = dataclasses.replace(SWEEP, num_candidates=21)
+    first = run_sweep(*problems.small(), short, mesh=two_devices(), out=tmp_path)
+    np.testing.assert_array_equal(first.scores, whole[0].scores[:21])
+    longer = run_sweep(*problems.small(), SWEEP, mesh=two_devices(), out=tmp_path, resume=True)
+    assert longer.num_scored == 29
+    assert longer.sha256 == whole[0].sha256
+
+
+def test_a_longer_run_gives_a_shorter_one_back_and_keeps_its_log(tmp_path, whole):
+    for name, content in files(whole[1]).items():
+        (tmp_path / name).write_bytes(content)
+    short = dataclasses.replace(SWEEP, num_candidates=21)
+    result = run_sweep(*problems.small(), short, mesh=two_devices(), out=tmp_path, resume=True)
+    assert result.num_scored == 0
+    np.testing.assert_array_equal(result.scores, whole[0].scores[:21])
+    assert all(c.index < 21 for c in result.top_k)
+    assert files(tmp_path)["scores.log"] == files(whole[1])["scores.log"]
+
+
+def test_a_run_whose_first_scores_are_nan_resumes(tmp_path):
+    def cracked(params, batch):
+        return jnp.where(params["w"][0] != 0, jnp.nan, problems.linear_loss(params, batch))
+
+    _, params, batch = problems.small()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(cracked, params, batch, SWEEP, out=tmp_path, progress=kill_after(16))
+    resumed = run_sweep(cracked, params, batch, SWEEP, out=tmp_path, resume=True)
+    assert resumed.num_nonfinite == SWEEP.num_evaluations
+
+
+def test_a_run_folder_holds_the_identity_the_log_the_table_and_the_documents(tmp_path):
+    out = tmp_path / "deep" / "run"
+    run_sweep(*problems.small(), SWEEP, out=str(out), documents={"config.json": {"a": [1, 2]}})
+    assert sorted(files(out)) == ["config.json", "identity.json", "scores.log", "scores.parquet"]
+    assert json.loads(files(out)["config.json"]) == {"a": [1, 2]}
+    identity = json.loads(files(out)["identity.json"])
+    assert identity["sigmas"] == [0.1, 0.4]
+    assert not {"chunk", "num_candidates", "top_k", "num_devices"} & identity.keys()
