@@ -119,8 +119,8 @@ def test_the_digest_changes_with_any_bit_name_shape_or_dtype():
 
     last_bit = (1.0, 2.0, 3.0, float(np.nextafter(np.float32(4), np.float32(5))))
     others = [tree(value=last_bit), tree("v"), tree(dtype="bfloat16"), tree(dtype="int32"), tree(shape=(2, 2))]
-    digests = {trees.content_digest(t) for t in [tree(), *others, {"w": tree()["w"]}, {}]}
-    assert len(digests) == len(others) + 3
+    others += [{"w": tree()["w"]}, {}, tree() | {"w": tree()["w"].view(jnp.int32)}]  # the last has the same bytes
+    assert len({trees.content_digest(t) for t in [tree(), *others]}) == 1 + len(others)
     assert trees.content_digest(tree()) == trees.content_digest(jax.tree.map(np.asarray, tree()))
 
 

@@ -178,10 +178,12 @@ def held_out_records(
             Candidate(index, result.best.sigma, 1, np.nan) for index in range(num_random)
         ),
     }
+    everyone = tuple(candidate for members in groups.values() for candidate in members)
+    group_of = np.repeat(list(groups), [len(members) for members in groups.values()])
     found = []
     for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
         base = float(score(loss.loss if isinstance(loss, Objective) else loss, params, rows))
+        gains = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
         for group, members in groups.items():
-            gains = base - rescore(loss, params, rows, sweep, members).astype(np.float64)
-            found.append(_record(quantity, gains.mean(), "loss", group=group, k=len(members)))
+            found.append(_record(quantity, gains[group_of == group].mean(), "loss", group=group, k=len(members)))
     return found

@@ -6,8 +6,9 @@ of n digits has 2n + 2 tokens. Tokens 0 to 9 are the digits themselves.
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,8 @@ OPERATIONS: dict[str, Operation] = {
 
 DIGIT_TASKS: tuple[str, ...] = tuple(OPERATIONS)
 
+SPLITS = ("train", "held_out")
+
 SEPARATOR = 10
 """The token between question and answer."""
 
@@ -117,19 +120,19 @@ def task_token(name: str) -> int:
 
 
 def _stream(seed: int, name: str, split: str) -> Key:
-    if split not in ("train", "held_out"):
-        raise InvalidInput("split must be `train` or `held_out`", got=f"`{split}`")
     task_token(name)
     return keys.stream(seed, f"digits/{name}/{split}")
 
 
-def _rows(key: Key, token: int, operation: Operation, batch_size: int, length: int) -> Batch:
-    digits = jax.random.randint(key, (batch_size, length), 0, 10, jnp.int32)
-    head = jnp.full((batch_size, 1), token, jnp.int32)
-    separator = jnp.full((batch_size, 1), SEPARATOR, jnp.int32)
-    tokens = jnp.concatenate([head, digits, separator, operation(digits)], axis=1)
-    answer = jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= length + 2, tokens.shape)
-    return Batch(tokens, answer)
+def _rows(key: Key, name: str, num_rows: int, length: int, *, scrambled: bool = False) -> Batch:
+    """Rows of one task; where `scrambled`, answered by uniform digits that say nothing of the question."""
+    drawn = jax.random.randint(key, (num_rows, length * (1 + scrambled)), 0, 10, jnp.int32)
+    question = drawn[:, :length]
+    result = drawn[:, length:] if scrambled else OPERATIONS[name](question)
+    opening = jnp.full((num_rows, 1), task_token(name), jnp.int32)
+    separator = jnp.full((num_rows, 1), SEPARATOR, jnp.int32)
+    tokens = jnp.concatenate([opening, question, separator, result], axis=1)
+    return Batch(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= length + 2, tokens.shape))
 
 
 def digit_batch(
@@ -139,7 +142,7 @@ def digit_batch(
 
     The digits are uniform and independent. Each (seed, task, split) has a stream of its own, so a task's
     batches do not depend on which other tasks there are. Training and held-out rows are independent draws
-    from 10^length sequences: at length 8 a run of 500 steps sees about 0.01 % of them.
+    from 10^length questions: at length 8 a run of 500 steps sees about 0.01 % of them.
 
     Args:
       seed: seed of the data.
@@ -152,59 +155,94 @@ def digit_batch(
     Raises:
       InvalidInput: an unknown task or split, or a seed outside [0, 2^32).
     """
-    key = jax.random.fold_in(_stream(seed, task_name, split), step)
-    return _rows(key, task_token(task_name), OPERATIONS[task_name], batch_size, length)
+    if split not in SPLITS:
+        raise InvalidInput(f"split must be one of {', '.join(SPLITS)}", got=f"`{split}`")
+    return _rows(jax.random.fold_in(_stream(seed, task_name, split), step), task_name, batch_size, length)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["streams"], meta_fields=["names", "batch_size", "length"])
-@dataclass(frozen=True, eq=False)  # hashable by identity, so that jax.jit(mixture) works too
+@partial(jax.tree_util.register_dataclass, data_fields=["streams"], meta_fields=["shares", "length", "scrambled"])
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that jax.jit(mixture) works as well
 class Mixture:
-    """`mixture(step) -> Batch`: equal parts of several tasks, as made by `mixture`.
+    """`mixture(step) -> Batch`, the rows of several tasks; made by `mixture` and `forgetting`.
 
-    It is a pytree whose only data are the keys, so that compiled training does not depend on the seed.
+    It is a pytree whose only data are its keys, so a program compiled for one seed serves the others.
+
+    Attributes:
+      streams: one key for each task.
+      shares: pairs of a task and its number of rows; the batch is grouped by task in this order.
+      length: digits in a question.
+      scrambled: the task whose answers are uniform digits, if any.
     """
 
-    streams: Key
-    names: tuple[str, ...] = field(default=())
-    batch_size: int = 0
-    length: int = 8
+    streams: Any
+    shares: tuple[tuple[str, int], ...]
+    length: int
+    scrambled: str | None = None
 
     def __call__(self, step: Step) -> Batch:
-        """The batch at a step; rows are grouped by task, in the order of `names`."""
-        share = self.batch_size // len(self.names)
+        """The batch at a step."""
         parts = [
             _rows(
+                # Indexed, because an array of keys cannot be iterated over while it is traced as a constant.
                 jax.random.fold_in(self.streams[i], step),
-                task_token(name),
-                OPERATIONS[name],
-                share,
+                name,
+                num_rows,
                 self.length,
+                scrambled=name == self.scrambled,
             )
-            for i, name in enumerate(self.names)
+            for i, (name, num_rows) in enumerate(self.shares)
         ]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def _shares(names: Sequence[str], num_rows: int) -> tuple[tuple[str, int], ...]:
+    if not 0 < len(names) <= num_rows:
+        raise InvalidInput(
+            "every task of a mixture needs a row in the batch", got=f"{len(names)} tasks for {num_rows} rows"
+        )
+    share, left = divmod(num_rows, len(names))
+    return tuple((name, share + (i < left)) for i, name in enumerate(names))
+
+
 def mixture(names: Sequence[str], *, seed: int, batch_size: int, length: int = 8, split: str = "train") -> Mixture:
-    """Equal parts of several tasks: `mixture(...)(step)` is the concatenation of their `digit_batch`es.
+    """Several tasks in every batch: each task's rows are its own `digit_batch`.
 
     Args:
-      names: tasks, of which each takes `batch_size / len(names)` rows.
+      names: the tasks. They share the rows evenly; what is left over goes to the first ones, a row each.
       seed: seed of the data.
       batch_size: B, in rows, over all tasks.
       length: digits in a question.
       split: `train` or `held_out`.
 
     Raises:
-      InvalidInput: an unknown task or split, or a batch that the tasks cannot share evenly.
+      InvalidInput: an unknown task or split, no task, or fewer rows than tasks.
     """
-    if not names or batch_size % len(names):
-        raise InvalidInput(
-            "a mixture shares its batch evenly over its tasks",
-            got=f"{batch_size} rows for {len(names)} tasks",
-        )
-    streams = jnp.stack([_stream(seed, name, split) for name in names])
-    return Mixture(streams, tuple(names), batch_size, length)
+    if split not in SPLITS:
+        raise InvalidInput(f"split must be one of {', '.join(SPLITS)}", got=f"`{split}`")
+    shares = _shares(names, batch_size)
+    return Mixture(jnp.stack([_stream(seed, name, split) for name in names]), shares, length)
+
+
+def forgetting(name: str, *, seed: int, batch_size: int, length: int = 8) -> Mixture:
+    """Data that drive a trained model away from one task and keep it on the others.
+
+    Half of every batch are the task's own questions, answered by uniform digits; the other half are the
+    other tasks as they were.
+
+    Args:
+      name: the task to forget.
+      seed: seed of the data.
+      batch_size: B, in rows.
+      length: digits in a question.
+
+    Raises:
+      InvalidInput: an unknown task, or fewer than two rows a task.
+    """
+    task_token(name)
+    others = tuple(other for other in DIGIT_TASKS if other != name)
+    shares = ((name, batch_size - batch_size // 2), *_shares(others, batch_size // 2))
+    streams = jnp.stack([_stream(seed, task, "forgetting") for task, _ in shares])
+    return Mixture(streams, shares, length, scrambled=name)
 
 
 def digit_task(name: str, apply: Apply, *, seed: int, batch_size: int, length: int = 8) -> Task:

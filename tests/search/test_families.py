@@ -94,7 +94,7 @@ def reseeded_for_every_tensor(key, leaf_name, layer, like):
 )
 def test_the_variance_of_noise_along_a_gradient_is_its_square_norm_only_under_the_law(family, lawful):
     num_draws = 2048
-    gradient = {"a": jnp.full(16, 0.5), "b": jnp.full(16, 0.5), "layers": jnp.full((4, 16), 0.25)}
+    gradient = {"a": jnp.full(16, 0.5), "b": jnp.full(16, 0.5), "layers": {"up": jnp.full((4, 16), 0.25)}}
 
     def along_gradient(index):
         delta = family.draw(keys.candidate(keys.root(SEED), index), gradient)

@@ -88,7 +88,7 @@ def test_scores_of_a_linear_loss_are_odd_and_proportional_to_sigma(small):
     np.testing.assert_allclose(scores[:, 1, 0], 4 * scores[:, 0, 0], rtol=1e-5)
 
 
-def test_nothing_is_traced_after_the_first_chunk_however_many_there_are():
+def test_nothing_is_traced_once_the_first_progress_is_shown():
     traces, seen = [], []
 
     def counted(params, batch):
@@ -103,7 +103,7 @@ def test_nothing_is_traced_after_the_first_chunk_however_many_there_are():
         dataclasses.replace(SMALL, chunk=16),
         progress=lambda done, of: seen.append((done, of, len(traces))),
     )
-    assert seen == [(done, 50, len(traces)) for done in (16, 32, 48, 50)]
+    assert seen == [(done, 50, len(traces)) for done in (0, 16, 32, 48, 50)]
 
 
 def cracked(params, batch):

@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
     return run_sweep(*problems.small(), SWEEP, mesh=two_devices(), out=out), out
 
 
-@pytest.mark.parametrize("num_draws", [8, 24, 48, 50])
+@pytest.mark.parametrize("num_draws", [0, 8, 24, 48, 50])
 def test_a_run_killed_after_any_chunk_resumes_to_the_same_bytes(tmp_path, whole, num_draws):
     result, folder = whole
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,191 @@
+"""The command line from end to end, on a model that is barely trained, and everything it refuses."""
+
+import io
+import json
+import re
+import shutil
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lacuna import cli, search, setups
+from lacuna.reports import records, sweep_report
+from lacuna.search.ledger import Ledger
+from lacuna.training import TrainConfig
+
+SHORT = TrainConfig(num_steps=3, warmup_steps=1)
+SETTINGS = ["--sigmas", "1e-3", "1e-2", "--batch-size", "8", "--top-k", "3", "--probes", "2", "--chunk", "1"]
+SMALL = ["--num-candidates", "20", *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_training():
+    with pytest.MonkeyPatch.context() as patched:
+        quick = partial(setups.SetupConfig, batch_size=20, train=SHORT, undertrained_steps=2, forget=SHORT)
+        patched.setattr(setups, "SetupConfig", quick)
+        patched.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture
+def lacuna(monkeypatch, cache, tmp_path):
+    """`lacuna(*arguments)` runs the command in an empty folder and gives its exit status."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: cli.run([*arguments, "--cache", str(cache)] if arguments[0] == "sweep" else arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """The folder of a finished sweep, which no test may write to, and what it printed."""
+    run, printed = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
+    with redirect_stdout(printed):
+        assert cli.run(["sweep", *SMALL, "--out", str(run), "--cache", str(cache)]) == 0
+    return run, printed.getvalue()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished sweep."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def content(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_sweep_leaves_a_whole_run_behind_and_prints_its_table(finished):
+    run, printed = finished
+    names = {"config.json", "environment.json", "identity.json", "records.jsonl", "report.md", "result.json"}
+    assert {p.name for p in run.iterdir()} == names | {"figures", "scores.log", "scores.parquet"}
+    table = pq.read_table(run / "scores.parquet")
+    assert table.num_rows == 20 * 2 * 2
+    found = records.read(run / "records.jsonl")
+    assert records.value(found, "top_score", rank=1) == min(table["score"].to_pylist())
+    for row in sweep_report.sigma_rows(found):
+        assert f"{row.measured:.4g}" in printed
+        assert row.verdict in printed
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(lacuna, copied):
+    log = (copied / "scores.log").read_bytes()
+    assert lacuna("sweep", "--num-candidates", "40", *SETTINGS, "--out", str(copied)) == 0
+    assert (copied / "scores.log").read_bytes().startswith(log)
+    assert pq.read_table(copied / "scores.parquet").num_rows == 40 * 2 * 2
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, monkeypatch, capsys):
+    append = Ledger.append
+
+    def stop_after_the_first(ledger, start, scores):
+        if start:
+            raise KeyboardInterrupt
+        append(ledger, start, scores)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "append", stop_after_the_first)
+        assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
+    assert "--out run goes on from there" in capsys.readouterr().out
+    assert lacuna("report", "run") == 2
+    assert "--out run" in capsys.readouterr().err
+    assert lacuna("sweep", *SMALL, "--out", "run") == 0
+    assert Path("run/result.json").read_text() == (finished[0] / "result.json").read_text()
+
+
+def test_the_report_is_redrawn_from_the_records_byte_for_byte(lacuna, copied):
+    paths = [p for p in copied.rglob("*") if p.suffix in (".md", ".png")]
+    drawn = [p.read_bytes() for p in paths]
+    for path in paths:
+        path.unlink()
+    assert lacuna("report", str(copied)) == 0
+    assert [p.read_bytes() for p in paths] == drawn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "sorted"], "one of copy, .*got `sorted`. Try: `sort`"),
+        (["--sigmas", "0"], r"positive finite.*got \(0.0,\)"),
+        (["--sigmas", "-1e-3", "1e-3"], r"positive finite.*got \(-0.001"),
+        (["--sigmas", "nan"], "positive finite.*nan"),
+        (["--sigmas", "1e-2", "1e-3"], "ascending order"),
+        (["--num-candidates", "0"], "num_candidates.*got 0"),
+        (["--top-k", "81"], "between 1 and the 80 evaluations.*got 81"),
+        (["--top-k", "0"], "between 1 and the 80 evaluations.*got 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1; got 0"),
+        (["--probes", "1"], "probes must be at least 2; got 1"),
+        (["--seed", "-1"], "seed must be.*got -1"),
+        (["--setup-seed", "-1"], "seed must be.*got -1"),
+        (["--width", "0"], "width must be at least 1; got 0"),
+        (["--chunk", "0"], "chunk must be at least 1; got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2_and_writes_nothing(lacuna, tmp_path, capsys, arguments, sentence):
+    assert lacuna("sweep", *SMALL, *arguments) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"lacuna: .*{sentence}.*\.\n", err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--nonsense", "1"], ["--state", "forgot"], ["--num-candidates", "many"]])
+def test_an_option_that_does_not_parse_is_status_2(lacuna, tmp_path, option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lacuna("sweep", *option)
+    assert stopped.value.code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [["--seed", "1"], ["--batch-size", "9"], ["--task", "copy"], ["--no-antithetic"]])
+def test_a_folder_with_another_run_is_left_alone(lacuna, copied, capsys, change):
+    before = content(copied)
+    assert lacuna("sweep", *SMALL, "--out", str(copied), *change) == 2
+    assert "holds a run of another identity" in capsys.readouterr().err
+    assert content(copied) == before
+
+
+def test_a_loss_that_is_not_finite_at_the_base_point_writes_nothing(lacuna, tmp_path, capsys, monkeypatch):
+    prepare = setups.prepare
+
+    def broken(*arguments, **options):
+        setup = prepare(*arguments, **options)
+        return setup._replace(params=jax.tree.map(lambda p: p * np.nan, setup.params))
+
+    monkeypatch.setattr(setups, "prepare", broken)
+    assert lacuna("sweep", *SMALL) == 2
+    assert "loss at the base point must be finite" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_candidates_that_are_not_finite_are_recorded_and_reported(lacuna, tmp_path, capsys):
+    assert lacuna("sweep", *SMALL, "--sigmas", "1e-3", "3e38") == 0
+    (run,) = tmp_path.glob("runs/sweep/*")
+    table = pq.read_table(run / "scores.parquet").to_pylist()
+    assert {row["status"] for row in table if row["sigma"] == 3e38} == {"nonfinite_loss"}
+    assert {row["status"] for row in table if row["sigma"] == 1e-3} == {"ok"}
+    assert "no finite loss" in capsys.readouterr().out
+
+
+def test_the_configuration_and_the_command_are_recorded_without_the_folder(finished):
+    config = json.loads((finished[0] / "config.json").read_text())
+    assert config["sigmas"] == [1e-3, 1e-2]
+    assert config["command"].startswith("lacuna sweep --num-candidates 20 --sigmas 1e-3 1e-2")
+    assert "--out" not in config["command"]
+
+
+def test_the_best_candidate_of_the_report_has_the_reported_loss_bit_for_bit(finished, cache):
+    (top,) = records.select(records.read(finished[0] / "records.jsonl"), "top_score", rank=1)
+    setup = setups.prepare(setups.SetupConfig(), eval_batch_size=8, cache=cache)
+    sweep = search.Sweep(search.gaussian(stacked=setup.model.stacked), (1e-3, 1e-2), 20, top_k=3)
+    where = top.where
+    winner = search.candidate(setup.params, sweep, where["index"], where["sigma"], where["sign"])
+    batch = setup.task.train(cli.SEARCH_STEP)
+    assert search.score(setup.task.objective.loss, winner, batch) == np.float32(top.value)
