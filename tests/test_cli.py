@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lacuna import cli, search, setups
+from lacuna import cli, search, setups, trees
 from lacuna.reports import records, sweep_report
 from lacuna.search.ledger import Ledger
 from lacuna.training import TrainConfig
+from lacuna.types import Objective
 
 SHORT = TrainConfig(num_steps=3, warmup_steps=1)
 SETTINGS = ["--sigmas", "1e-3", "1e-2", "--batch-size", "8", "--top-k", "3", "--probes", "2", "--chunk", "1"]
@@ -165,11 +167,21 @@ def test_a_loss_that_is_not_finite_at_the_base_point_writes_nothing(lacuna, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_candidates_that_are_not_finite_are_recorded_and_reported(lacuna, tmp_path, capsys):
-    assert lacuna("sweep", *SMALL, "--sigmas", "1e-3", "3e38") == 0
+def test_candidates_that_are_not_finite_are_recorded_and_reported(lacuna, tmp_path, capsys, monkeypatch):
+    prepare = setups.prepare
+
+    def broken_far_away(*arguments, **options):
+        setup = prepare(*arguments, **options)
+        near = 2 * trees.norm(setup.params)
+        loss = setup.task.objective.loss
+        far = Objective(lambda params, batch: jnp.where(trees.norm(params) < near, loss(params, batch), jnp.nan))
+        return setup._replace(task=setup.task._replace(objective=far))
+
+    monkeypatch.setattr(setups, "prepare", broken_far_away)
+    assert lacuna("sweep", *SMALL, "--sigmas", "1e-3", "10") == 0
     (run,) = tmp_path.glob("runs/sweep/*")
     table = pq.read_table(run / "scores.parquet").to_pylist()
-    assert {row["status"] for row in table if row["sigma"] == 3e38} == {"nonfinite_loss"}
+    assert {row["status"] for row in table if row["sigma"] == 10} == {"nonfinite_loss"}
     assert {row["status"] for row in table if row["sigma"] == 1e-3} == {"ok"}
     assert "no finite loss" in capsys.readouterr().out
 
