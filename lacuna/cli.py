@@ -20,8 +20,9 @@ from lacuna.errors import InvalidInput, LacunaError
 if TYPE_CHECKING:
     from lacuna.reports.records import Record
     from lacuna.reports.sweep_report import SigmaRow
-    from lacuna.search import SweepResult
+    from lacuna.search import Sweep, SweepResult
     from lacuna.setups import Setup
+    from lacuna.types import Batch
 
 SEARCH_STEP = 1_000_000
 """Which training batch a sweep scores: one that no training here has seen."""
@@ -126,6 +127,9 @@ def run(arguments: Sequence[str]) -> int:
     except LacunaError as error:
         Console(stderr=True).print(f"lacuna: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         return 2
+    except OSError as error:
+        Console(stderr=True).print(f"lacuna: {error}. Is the folder there, and may it be written to?", style="red")
+        return 2
     return 0
 
 
@@ -135,14 +139,37 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
 
     meshes.use_all_cpu_cores()  # before anything touches a device
 
-    import shlex
-
     from lacuna import search
-    from lacuna.reports import records, rundir, sweep_report
-    from lacuna.reports.progress import progress
+    from lacuna.reports import records, sweep_report
 
-    # Everything that can be wrong with the options is found before the first second of training.
-    settings = search.Sweep(
+    settings = _settings(command)
+    setup = _prepare(command, console)
+    settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
+    objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
+    out, result = _search(command, console, arguments, setup, settings)
+
+    console.print("Measuring gradient and curvature at the base point, and scoring the winners on held-out rows ...")
+    around = search.landscape(objective, setup.params, batch, num_probes=command.probes)
+    found = search.sweep_records(result, around)
+    found += search.held_out_records(result, objective, setup.params, batch, held_out)
+    found += _metric_records(result, setup, held_out)
+    records.write(out / "records.jsonl", found)
+    (out / "result.json").write_text(json.dumps({"scores_sha256": result.sha256}) + "\n")
+    written = sweep_report.write_report(out)
+    console.print(_table(sweep_report.sigma_rows(found)))
+    console.print(sweep_report.summary(found), highlight=False)
+    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
+    return out
+
+
+def _settings(command: SweepCommand) -> "Sweep":
+    """What to evaluate. Everything that can be wrong with the options is found here, before any training."""
+    from lacuna import search
+
+    for name, least in (("batch_size", 1), ("probes", 2)):
+        if getattr(command, name) < least:
+            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
+    return search.Sweep(
         search.gaussian(),
         command.sigmas,
         command.num_candidates,
@@ -152,35 +179,40 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
         chunk=command.chunk,
         width=command.width,
     )
-    for name, least in (("batch_size", 1), ("probes", 2)):
-        if getattr(command, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
-    setup = _prepare(command, console)
-    settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
-    batch = setup.task.train(SEARCH_STEP)
+
+
+def _search(
+    command: SweepCommand, console: Console, arguments: Sequence[str], setup: "Setup", settings: "Sweep"
+) -> "tuple[Path, SweepResult]":
+    """The search itself, with its progress; returns the run folder too."""
+    import shlex
+
+    from lacuna import meshes, search
+    from lacuna.reports import rundir
+    from lacuna.reports.progress import progress
 
     title = f"{command.state} synthetic transformer, task `{command.task}`"
     options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(command).items()}
     config = {"title": title, "command": shlex.join(["lacuna", *_without_out(arguments)]), **options}
     out = command.out or rundir.new_run(Path("runs"), "sweep", options)
     mesh = meshes.candidate_mesh()
-    documents = {"config.json": config, "environment.json": rundir.environment(meshes.describe(mesh))}
-    evaluations = len(command.sigmas) * settings.num_signs
+    machine = meshes.describe(mesh)
     console.print(
         f"Searching around the {title}: {settings.num_candidates:,} draws, {settings.num_evaluations:,} candidates, "
-        f"on {mesh.size} {meshes.describe(mesh)['device_kind']} device(s)"
+        f"on {mesh.size} {machine['device_kind']} device(s)"
     )
     try:
-        with progress(console, "searching", unit="candidates", scale=evaluations) as advance:
+        unit_scale = settings.num_evaluations // settings.num_candidates
+        with progress(console, "searching", unit="candidates", scale=unit_scale) as advance:
             result = search.run_sweep(
                 setup.task.objective,
                 setup.params,
-                batch,
+                setup.task.train(SEARCH_STEP),
                 settings,
                 mesh=mesh,
                 out=out,
                 resume=True,
-                documents=documents,
+                documents={"config.json": config, "environment.json": rundir.environment(machine)},
                 progress=lambda done, total: advance(done, total, ""),
             )
     except KeyboardInterrupt:
@@ -188,21 +220,7 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
             f"Interrupted. What was scored is in {out}; the same command with --out {out} goes on from there."
         )
         raise
-    console.print("Measuring gradient and curvature at the base point, and scoring the winners on held-out rows ...")
-    found = [
-        *search.sweep_records(
-            result, search.landscape(setup.task.objective, setup.params, batch, num_probes=command.probes)
-        ),
-        *search.held_out_records(result, setup.task.objective, setup.params, batch, setup.task.held_out(0)),
-        *_metric_records(result, setup),
-    ]
-    records.write(out / "records.jsonl", found)
-    (out / "result.json").write_text(json.dumps({"scores_sha256": result.sha256}) + "\n")
-    written = sweep_report.write_report(out)
-    console.print(_table(sweep_report.sigma_rows(found)))
-    console.print(sweep_report.summary(found), highlight=False)
-    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
-    return out
+    return out, result
 
 
 def report(command: ReportCommand, console: Console) -> None:
@@ -250,7 +268,7 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _metric_records(result: "SweepResult", setup: "Setup") -> "list[Record]":
+def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "list[Record]":
     """The task's metrics on held-out rows, at the base point and at the winner."""
     import jax
 
@@ -262,7 +280,6 @@ def _metric_records(result: "SweepResult", setup: "Setup") -> "list[Record]":
         best = result.best
         points["winner"] = search.candidate(setup.params, result.sweep, best.index, best.sigma, best.sign)
     metric = jax.jit(setup.task.metric)
-    rows = setup.task.held_out(0)
     return [
         Record("sweep", "metric", float(value), "1", {"name": name, "point": point})
         for point, params in points.items()

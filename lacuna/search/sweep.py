@@ -285,17 +285,11 @@ def run_sweep(
     if out is not None:
         write_table(Path(out) / "scores.parquet", sweep.sigmas, scores)
 
-    finalists = top.best(sweep.sigmas, sweep.num_signs)
-    if sweep.width > 1:
-        exact = rescore(loss, params, batch, sweep, finalists)
-        finalists = tuple(c._replace(score=float(s)) for c, s in zip(finalists, exact, strict=True))
-        finite = (c for c in finalists if math.isfinite(c.score))
-        finalists = tuple(sorted(finite, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
     return SweepResult(
         sweep=sweep,
         base_score=base_score,
         scores=scores,
-        top_k=finalists[: sweep.top_k],
+        top_k=_finalists(loss, params, batch, sweep, top.best(sweep.sigmas, sweep.num_signs)),
         sha256=table_sha256(scores),
         num_scored=sweep.num_candidates - num_known,
         wall_s=wall_s,
@@ -334,6 +328,17 @@ def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool, docume
         for name, document in {**documents, stamp.name: run_identity}.items():
             (out / name).write_text(json.dumps(document, indent=2) + "\n")
     return Ledger(out / "scores.log", (len(run_identity["sigmas"]), 2 if run_identity["antithetic"] else 1))
+
+
+def _finalists(
+    loss: Loss, params: Params, batch: Batch, sweep: Sweep, best: tuple[Candidate, ...]
+) -> tuple[Candidate, ...]:
+    """The top K by the canonical program, which may order candidates of a wider sweep anew in the last bits."""
+    if sweep.width > 1:
+        exact = rescore(loss, params, batch, sweep, best)
+        scored = (c._replace(score=float(s)) for c, s in zip(best, exact, strict=True) if math.isfinite(s))
+        best = tuple(sorted(scored, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
+    return best[: sweep.top_k]
 
 
 Block = tuple[int, Float[np.ndarray, "n sigmas signs"]]

@@ -98,6 +98,35 @@ def test_mixture_is_its_tasks_own_batches():
     assert np.array_equal(batch.answer, np.concatenate([part.answer for part in parts]))
 
 
+def test_what_cannot_be_shared_evenly_goes_to_the_first():
+    batch = tasks.mixture(["copy", "add", "sort"], seed=0, batch_size=8)(0)
+    assert batch.tokens[:, 0].tolist() == [11, 11, 11, 14, 14, 14, 13, 13]
+
+
+def test_forgetting_scrambles_one_task_and_keeps_the_others():
+    data = tasks.forgetting("reverse", seed=0, batch_size=250)
+    batch = data(3)
+    own = np.asarray(batch.tokens[:, 0] == digits.task_token("reverse"))
+    assert own.sum() == 125
+    for row in batch.tokens[~own].tolist():
+        name = tasks.DIGIT_TASKS[row[0] - 11]
+        assert row[10:] == ORACLES[name](row[1:9])
+    assert {row[0] - 11 for row in batch.tokens.tolist()} == set(range(10))
+
+    # Equal to the question's digits, in order or reversed, no more often than by chance (1000 pairs).
+    question, answer = np.asarray(batch.tokens[own, 1:9]), np.asarray(batch.tokens[own, 10:])
+    for digit in (question, question[:, ::-1]):
+        assert 0.05 < np.mean(answer == digit) < 0.15
+    assert answer.min() == 0
+    assert answer.max() == 9
+    assert not np.array_equal(data(4).tokens, batch.tokens)
+
+
+def test_mixture_is_drawn_the_same_inside_a_compiled_function():
+    data = tasks.mixture(["copy", "sort"], seed=0, batch_size=4)
+    assert np.array_equal(jax.jit(data)(2).tokens, data(2).tokens)
+
+
 def test_mixture_is_data_to_a_compiled_function():
     traces = []
 
@@ -134,19 +163,24 @@ def test_unknown_names_are_refused_with_the_nearest():
         tasks.digit_task("sorted", all_knowing, seed=0, batch_size=1)
     with pytest.raises(InvalidInput, match="`copy`"):
         tasks.mixture(["copi"], seed=0, batch_size=1)
+    with pytest.raises(InvalidInput, match="`sort`"):
+        tasks.forgetting("sorting", seed=0, batch_size=100)
     with pytest.raises(InvalidInput, match=r"train.*held_out.*`test`"):
         draw(split="test")
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(InvalidInput, match="256 rows for 10 tasks"):
-        tasks.mixture(tasks.DIGIT_TASKS, seed=0, batch_size=256)
-    with pytest.raises(InvalidInput, match="0 tasks"):
-        tasks.mixture([], seed=0, batch_size=256)
+def test_a_batch_without_a_row_for_every_task_is_refused():
+    with pytest.raises(InvalidInput, match="10 tasks for 9 rows"):
+        tasks.mixture(tasks.DIGIT_TASKS, seed=0, batch_size=9)
+    with pytest.raises(InvalidInput, match="0 tasks for 8 rows"):
+        tasks.mixture([], seed=0, batch_size=8)
+    with pytest.raises(InvalidInput, match="9 tasks for 8 rows"):
+        tasks.forgetting("copy", seed=0, batch_size=17)
 
 
 def test_no_two_streams_share_a_key():
-    keys.check_distinct(f"digits/{name}/{split}" for name in tasks.DIGIT_TASKS for split in ("train", "held_out"))
+    splits = (*digits.SPLITS, "forgetting")
+    keys.check_distinct(f"digits/{name}/{split}" for name in tasks.DIGIT_TASKS for split in splits)
 
 
 def test_tasks_need_no_model_library():
