@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -288,16 +289,16 @@ def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "li
 
 
 def _table(rows: "list[SigmaRow]") -> Table:
-    table = Table(title="Gain of the whole sweep at each sigma", title_justify="left")
-    for head in ("σ", "F1 share", "predicted", "its band", "asymptotic", "measured"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("σ", "F1\nshare", "gain\npredicted", "with its\nband", "σ|a|√(2 ln N)", "gain\nmeasured"):
+        table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    table.add_column("verdict", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row.sigma:g}",
             f"{row.f1_share:.3f}",
             f"{row.predicted:.4g}",
-            f"{row.low:.4g} … {row.high:.4g}",
+            f"{row.low:.3g} … {row.high:.3g}",
             f"{row.asymptotic:.4g}",
             f"{row.measured:.4g}",
             row.verdict,

@@ -21,8 +21,8 @@ class SigmaRow:
     """What was predicted and found at one sigma, over all N draws. Gains are in the unit of the loss.
 
     Attributes:
-      verdict: by rule: `in the band` or `OUTSIDE` in the linear regime; beyond it, which side the measured
-        gain fell on.
+      verdict: by rule: `in band` or `OUTSIDE` in the linear regime; beyond it, where the measured gain fell
+        all the same.
     """
 
     sigma: float
@@ -70,11 +70,11 @@ def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
 def _verdict(share: float, low: float, high: float, measured: float) -> str:
     if math.isnan(measured):
         return "no finite loss"
-    side = "in the band" if low <= measured <= high else "above the band" if measured > high else "below the band"
+    side = "in band" if low <= measured <= high else "above" if measured > high else "below"
     if math.isnan(share):
         return side
     if share > LINEAR_SHARE:
-        return side if side == "in the band" else f"OUTSIDE: {side}"
+        return side if side == "in band" else f"OUTSIDE: {side}"
     return f"not linear: {side}"
 
 
@@ -86,7 +86,7 @@ def summary(records: Sequence[Record]) -> str:
         return "No candidate had a finite loss."
     where, gain = best[0].where, base - best[0].value
     judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
-    inside = sum(row.verdict == "in the band" for row in judged)
+    inside = sum(row.verdict == "in band" for row in judged)
     sentences = [
         f"The best candidate is draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}: "
         f"loss {base:.6g} → {best[0].value:.6g}, a gain of {gain:.4g}."
