@@ -4,7 +4,6 @@ A thin skin: options in, one library call, a table out. Heavy imports happen ins
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -67,8 +66,8 @@ class SweepCommand:
     batch_size: int = 128
     """Rows in the batch that every candidate is scored on (the same one for all)."""
 
-    top_k: int = 16
-    """How many of the best candidates to list and to score again on held-out rows."""
+    top_k: int | None = None
+    """How many of the best candidates to list and to score again on held-out rows. Default: 16, or all."""
 
     chunk: int | None = None
     """Draws dispatched at once; sets how often progress is shown and how much a kill can lose. Changes no score."""
@@ -141,7 +140,7 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
     meshes.use_all_cpu_cores()  # before anything touches a device
 
     from lacuna import search
-    from lacuna.reports import records, sweep_report
+    from lacuna.reports import records, rundir, sweep_report
 
     settings = _settings(command)
     setup = _prepare(command, console)
@@ -155,7 +154,7 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
     found += search.held_out_records(result, objective, setup.params, batch, held_out)
     found += _metric_records(result, setup, held_out)
     records.write(out / "records.jsonl", found)
-    (out / "result.json").write_text(json.dumps({"scores_sha256": result.sha256}) + "\n")
+    rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
     written = sweep_report.write_report(out)
     console.print(_table(sweep_report.sigma_rows(found)))
     console.print(sweep_report.summary(found), highlight=False)
@@ -290,7 +289,7 @@ def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "li
 
 def _table(rows: "list[SigmaRow]") -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in ("σ", "F1\nshare", "gain\npredicted", "with its\nband", "σ|a|√(2 ln N)", "gain\nmeasured"):
+    for head in ("σ", "F1\nshare", "gain\npredicted", "with its\nband", "asymp-\ntote", "gain\nmeasured"):
         table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
     table.add_column("verdict", no_wrap=True)
     for row in rows:

@@ -29,7 +29,7 @@ def root(seed: int) -> Key:
       InvalidInput: the seed is not in [0, 2^32).
     """
     if not 0 <= seed < SEED_LIMIT:
-        raise InvalidInput("seed must be an integer in [0, 2^32)", got=seed)
+        raise InvalidInput("seed must be an integer in [0, 2^32)", got=seed, hint="0")
     return jax.random.key(seed, impl="threefry2x32")
 
 

@@ -97,7 +97,7 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
     The arithmetic is float32 or the point's own dtype, whichever is wider; one rounding to the point's
     dtype ends it. The point that comes in is not touched, so nothing ever has to be restored. The result
     has the same bits in whatever program it is compiled: product and sum are rounded one after the other,
-    as in numpy.
+    as in numpy. (An infinite delta saturates at the largest finite step; NaN stays NaN.)
 
     Raises:
       TreeMismatch: the trees differ in a leaf's name or shape.

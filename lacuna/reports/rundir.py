@@ -38,6 +38,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path} must be a JSON document of a run", got=fault) from fault
 
 
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.replace(path)
+
+
 def environment(devices: Mapping[str, Any]) -> dict[str, Any]:
     """What a result was made with: versions, commit, machine, and the devices as described by the caller."""
     commit, dirty = _commit()

@@ -2,10 +2,11 @@
 
 A score is the output of one loop body, `loss(params + scale * noise)`. Everything around that body may
 change from run to run (chunk, devices, processes, how many sigmas); the body may not. Three habits keep it
-so, each of them measured:
+so:
 
-- signed sigmas are *data* of an inner `lax.map`: a Python loop over sigmas, or a vmap, changes bits;
-- both loops run at least twice: XLA inlines a loop of one trip and fuses across its edge;
+- signed sigmas are *data* of an inner `lax.map`, one after the other: a vmap over them changes bits;
+- both loops run at least twice: XLA inlines loops of one trip, and the body is then compiled as part of what
+  stands around it;
 - several candidates at once (`width` > 1) make other matrix products and other last bits, so the width is
   part of a run's identity, and finalists are scored again at width 1.
 """

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from lacuna import keys, meshes, trees
 from lacuna.errors import InvalidInput, NotFinite, RunMismatch
+from lacuna.reports import rundir
 from lacuna.search import evaluate
 from lacuna.search.families import NOISE_LAW, Family
 from lacuna.search.ledger import Ledger, write_table
@@ -30,6 +31,8 @@ from lacuna.types import Batch, Loss, Objective, Params
 
 Progress = Callable[[int, int], None]
 """`progress(draws done, draws in all)`, called once everything is compiled, and after every chunk."""
+
+DEFAULT_TOP_K = 16
 
 FINALISTS_FACTOR = 4
 """A sweep wider than one candidate keeps this many times top-K, and lets the canonical program choose."""
@@ -45,7 +48,7 @@ class Sweep:
       num_candidates: N, the number of draws; N x sigmas x signs losses are evaluated.
       seed: of the noise, in [0, 2^32).
       antithetic: score both signs of every draw.
-      top_k: how many of the best candidates to name.
+      top_k: how many of the best candidates to name. Default: 16, or all if there are fewer.
       chunk: draws dispatched at once over all devices, rounded up to what fills them; it changes nothing
         but memory and how often progress is shown. Default: 32, or 4 full steps where that is more.
       width: candidates evaluated side by side on a device. 1 is best on a CPU. It changes the last bits of
@@ -60,7 +63,7 @@ class Sweep:
     num_candidates: int
     seed: int = 0
     antithetic: bool = True
-    top_k: int = 16
+    top_k: int | None = None
     chunk: int | None = None
     width: int = 1
 
@@ -71,30 +74,37 @@ class Sweep:
             raise InvalidInput(
                 "sigmas must be positive finite float32 numbers, at least one",
                 got=self.sigmas,
-                hint="sigmas 1e-3 3e-3",
+                hint="1e-3 3e-3",
             )
         if np.any(np.diff(scales) <= 0):
-            raise InvalidInput("sigmas must be in ascending order without repeats in float32", got=self.sigmas)
-        if not 1 <= self.num_candidates <= keys.SEED_LIMIT:
-            raise InvalidInput("num_candidates must be in [1, 2^32]", got=self.num_candidates)
-        if not 0 <= self.seed < keys.SEED_LIMIT:
-            raise InvalidInput("seed must be an integer in [0, 2^32)", got=self.seed)
-        evaluations = self.num_candidates * len(self.sigmas) * self.num_signs
-        if not 1 <= self.top_k <= evaluations:
             raise InvalidInput(
-                f"top_k must be between 1 and the {evaluations} evaluations of the sweep",
+                "sigmas must be in ascending order without repeats in float32",
+                got=self.sigmas,
+                hint=" ".join(f"{sigma:g}" for sigma in sorted(set(self.sigmas))),
+            )
+        if not 1 <= self.num_candidates <= keys.SEED_LIMIT:
+            raise InvalidInput("num_candidates must be in [1, 2^32]", got=self.num_candidates, hint="1024")
+        keys.root(self.seed)  # raises for a seed out of range
+        if not 1 <= self.num_top <= self.num_evaluations:
+            raise InvalidInput(
+                f"top_k must be between 1 and the {self.num_evaluations} evaluations of the sweep",
                 got=self.top_k,
                 hint="a smaller top_k or more candidates",
             )
         for name in ("chunk", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InvalidInput(f"{name} must be at least 1", got=value)
+                raise InvalidInput(f"{name} must be at least 1", got=value, hint=f"no {name} at all for the default")
 
     @property
     def num_signs(self) -> int:
         """2 with antithetic draws, else 1."""
         return 2 if self.antithetic else 1
+
+    @property
+    def num_top(self) -> int:
+        """K: `top_k`, or its default."""
+        return min(DEFAULT_TOP_K, self.num_evaluations) if self.top_k is None else self.top_k
 
     @property
     def num_evaluations(self) -> int:
@@ -155,7 +165,17 @@ def candidate(params: Params, sweep: Sweep, index: int, sigma: float, sign: int 
       index: of the draw, in [0, 2^32).
       sigma: scale per coordinate.
       sign: +1 or -1.
+
+    Raises:
+      InvalidInput: an index, sigma or sign outside its domain.
     """
+    for name, value, holds, domain in (
+        ("index", index, 0 <= index < keys.SEED_LIMIT, "in [0, 2^32)"),
+        ("sigma", sigma, sigma > 0, "positive"),
+        ("sign", sign, sign in (1, -1), "+1 or -1"),
+    ):
+        if not holds:
+            raise InvalidInput(f"the {name} of a candidate must be {domain}", got=value)
     key = keys.root(sweep.seed)
     return evaluate.perturb(sweep.family, params, key, jnp.uint32(index), jnp.float32(sigma) * sign)
 
@@ -255,7 +275,7 @@ def run_sweep(
         ledger = open_ledger(Path(out), run_identity, resume=resume, documents=documents or {})
     score_range = _scorer(loss, params, batch, sweep, mesh)
     scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
-    top = TopK(sweep.top_k * (1 if sweep.width == 1 else FINALISTS_FACTOR))
+    top = TopK(sweep.num_top * (1 if sweep.width == 1 else FINALISTS_FACTOR))
 
     def take(start: int, block: Float[np.ndarray, "n sigmas signs"]) -> None:
         scores[start : start + len(block)] = block
@@ -326,7 +346,7 @@ def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool, docume
         out.mkdir(parents=True, exist_ok=True)
         # The identity last: it is what makes the folder a run.
         for name, document in {**documents, stamp.name: run_identity}.items():
-            (out / name).write_text(json.dumps(document, indent=2) + "\n")
+            rundir.write_json(out / name, document)
     return Ledger(out / "scores.log", (len(run_identity["sigmas"]), 2 if run_identity["antithetic"] else 1))
 
 
@@ -338,7 +358,7 @@ def _finalists(
         exact = rescore(loss, params, batch, sweep, best)
         scored = (c._replace(score=float(s)) for c, s in zip(best, exact, strict=True) if math.isfinite(s))
         best = tuple(sorted(scored, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
-    return best[: sweep.top_k]
+    return best[: sweep.num_top]
 
 
 Block = tuple[int, Float[np.ndarray, "n sigmas signs"]]
