@@ -1,4 +1,4 @@
-"""Ten operations on digit sequences: small tasks of which one transformer can hold all.
+"""Nine operations on digit sequences: small tasks of which one transformer can hold all.
 
 A row is `[task token] d_1 .. d_n [separator] a_1 .. a_n`: the question's digits, then the answer's, so a row
 of n digits has 2n + 2 tokens. Tokens 0 to 9 are the digits themselves.
@@ -69,11 +69,6 @@ def running_max(d: Digits) -> Digits:
     return jax.lax.cummax(d, axis=1)
 
 
-def difference(d: Digits) -> Digits:
-    """Every digit less the one before it, modulo ten; the first as it is. Undoes `running_sum`."""
-    return jnp.diff(d, axis=1, prepend=0) % 10
-
-
 OPERATIONS: dict[str, Operation] = {
     operation.__name__: operation
     for operation in (
@@ -86,7 +81,6 @@ OPERATIONS: dict[str, Operation] = {
         complement,
         neighbour_sum,
         running_max,
-        difference,
     )
 }
 """Every operation by name. Task tokens follow this order, so a new operation goes to the end."""
