@@ -296,10 +296,10 @@ def _table(rows: "list[SigmaRow]") -> Table:
         table.add_row(
             f"{row.sigma:g}",
             f"{row.f1_share:.3f}",
-            f"{row.predicted:.4g}",
+            f"{row.predicted:.3g}",
             f"{row.low:.3g} … {row.high:.3g}",
-            f"{row.asymptotic:.4g}",
-            f"{row.measured:.4g}",
+            f"{row.asymptotic:.3g}",
+            f"{row.measured:.3g}",
             row.verdict,
         )
     return table
