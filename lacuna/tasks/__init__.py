@@ -4,7 +4,6 @@ from lacuna.tasks.digits import DIGIT_TASKS as DIGIT_TASKS
 from lacuna.tasks.digits import Mixture as Mixture
 from lacuna.tasks.digits import digit_batch as digit_batch
 from lacuna.tasks.digits import digit_task as digit_task
-from lacuna.tasks.digits import forgetting as forgetting
 from lacuna.tasks.digits import mixture as mixture
 from lacuna.tasks.digits import vocab_size as vocab_size
 from lacuna.tasks.losses import answer_accuracy as answer_accuracy

@@ -118,14 +118,11 @@ def _stream(seed: int, name: str, split: str) -> Key:
     return keys.stream(seed, f"digits/{name}/{split}")
 
 
-def _rows(key: Key, name: str, num_rows: int, length: int, *, scrambled: bool = False) -> Batch:
-    """Rows of one task; where `scrambled`, answered by uniform digits that say nothing of the question."""
-    drawn = jax.random.randint(key, (num_rows, length * (1 + scrambled)), 0, 10, jnp.int32)
-    question = drawn[:, :length]
-    result = drawn[:, length:] if scrambled else OPERATIONS[name](question)
+def _rows(key: Key, name: str, num_rows: int, length: int) -> Batch:
+    question = jax.random.randint(key, (num_rows, length), 0, 10, jnp.int32)
     opening = jnp.full((num_rows, 1), task_token(name), jnp.int32)
     separator = jnp.full((num_rows, 1), SEPARATOR, jnp.int32)
-    tokens = jnp.concatenate([opening, question, separator, result], axis=1)
+    tokens = jnp.concatenate([opening, question, separator, OPERATIONS[name](question)], axis=1)
     return Batch(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= length + 2, tokens.shape))
 
 
@@ -154,10 +151,10 @@ def digit_batch(
     return _rows(jax.random.fold_in(_stream(seed, task_name, split), step), task_name, batch_size, length)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["streams"], meta_fields=["shares", "length", "scrambled"])
+@partial(jax.tree_util.register_dataclass, data_fields=["streams"], meta_fields=["shares", "length"])
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that jax.jit(mixture) works as well
 class Mixture:
-    """`mixture(step) -> Batch`, the rows of several tasks; made by `mixture` and `forgetting`.
+    """`mixture(step) -> Batch`, the rows of several tasks; made by `mixture`.
 
     It is a pytree whose only data are its keys, so a program compiled for one seed serves the others.
 
@@ -165,13 +162,11 @@ class Mixture:
       streams: one key for each task.
       shares: pairs of a task and its number of rows; the batch is grouped by task in this order.
       length: digits in a question.
-      scrambled: the task whose answers are uniform digits, if any.
     """
 
     streams: Any
     shares: tuple[tuple[str, int], ...]
     length: int
-    scrambled: str | None = None
 
     def __call__(self, step: Step) -> Batch:
         """The batch at a step."""
@@ -182,7 +177,6 @@ class Mixture:
                 name,
                 num_rows,
                 self.length,
-                scrambled=name == self.scrambled,
             )
             for i, (name, num_rows) in enumerate(self.shares)
         ]
@@ -215,28 +209,6 @@ def mixture(names: Sequence[str], *, seed: int, batch_size: int, length: int = 8
         raise InvalidInput(f"split must be one of {', '.join(SPLITS)}", got=f"`{split}`")
     shares = _shares(names, batch_size)
     return Mixture(jnp.stack([_stream(seed, name, split) for name in names]), shares, length)
-
-
-def forgetting(name: str, *, seed: int, batch_size: int, length: int = 8) -> Mixture:
-    """Data that drive a trained model away from one task and keep it on the others.
-
-    Half of every batch are the task's own questions, answered by uniform digits; the other half are the
-    other tasks as they were.
-
-    Args:
-      name: the task to forget.
-      seed: seed of the data.
-      batch_size: B, in rows.
-      length: digits in a question.
-
-    Raises:
-      InvalidInput: an unknown task, or fewer than two rows a task.
-    """
-    task_token(name)
-    others = tuple(other for other in DIGIT_TASKS if other != name)
-    shares = ((name, batch_size - batch_size // 2), *_shares(others, batch_size // 2))
-    streams = jnp.stack([_stream(seed, task, "forgetting") for task, _ in shares])
-    return Mixture(streams, shares, length, scrambled=name)
 
 
 def digit_task(name: str, apply: Apply, *, seed: int, batch_size: int, length: int = 8) -> Task:
