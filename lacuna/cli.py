@@ -51,7 +51,7 @@ class SweepCommand:
     num_candidates: int = 1024
     """N: independent draws of noise. Each is scored at every sigma and sign."""
 
-    sigmas: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    sigmas: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     """Standard deviations of the noise on each coordinate, ascending. One draw serves all of them."""
 
     antithetic: bool = True

@@ -102,25 +102,6 @@ def test_what_cannot_be_shared_evenly_goes_to_the_first():
     assert batch.tokens[:, 0].tolist() == [11, 11, 11, 14, 14, 14, 13, 13]
 
 
-def test_forgetting_scrambles_one_task_and_keeps_the_others():
-    data = tasks.forgetting("reverse", seed=0, batch_size=250)
-    batch = data(3)
-    own = np.asarray(batch.tokens[:, 0] == digits.task_token("reverse"))
-    assert own.sum() == 125
-    for row in batch.tokens[~own].tolist():
-        name = tasks.DIGIT_TASKS[row[0] - 11]
-        assert row[10:] == ORACLES[name](row[1:9])
-    assert {row[0] - 11 for row in batch.tokens.tolist()} == set(range(9))
-
-    # Equal to the question's digits, in order or reversed, no more often than by chance (1000 pairs).
-    question, answer = np.asarray(batch.tokens[own, 1:9]), np.asarray(batch.tokens[own, 10:])
-    for digit in (question, question[:, ::-1]):
-        assert 0.05 < np.mean(answer == digit) < 0.15
-    assert answer.min() == 0
-    assert answer.max() == 9
-    assert not np.array_equal(data(4).tokens, batch.tokens)
-
-
 def test_mixture_is_drawn_the_same_inside_a_compiled_function():
     data = tasks.mixture(["copy", "sort"], seed=0, batch_size=4)
     assert np.array_equal(jax.jit(data)(2).tokens, data(2).tokens)
@@ -162,8 +143,6 @@ def test_unknown_names_are_refused_with_the_nearest():
         tasks.digit_task("sorted", all_knowing, seed=0, batch_size=1)
     with pytest.raises(InvalidInput, match="`copy`"):
         tasks.mixture(["copi"], seed=0, batch_size=1)
-    with pytest.raises(InvalidInput, match="`sort`"):
-        tasks.forgetting("sorting", seed=0, batch_size=100)
     with pytest.raises(InvalidInput, match=r"train.*held_out.*`test`"):
         draw(split="test")
 
@@ -173,13 +152,10 @@ def test_a_batch_without_a_row_for_every_task_is_refused():
         tasks.mixture(tasks.DIGIT_TASKS, seed=0, batch_size=8)
     with pytest.raises(InvalidInput, match="0 tasks for 8 rows"):
         tasks.mixture([], seed=0, batch_size=8)
-    with pytest.raises(InvalidInput, match="8 tasks for 7 rows"):
-        tasks.forgetting("copy", seed=0, batch_size=15)
 
 
 def test_no_two_streams_share_a_key():
-    splits = (*digits.SPLITS, "forgetting")
-    keys.check_distinct(f"digits/{name}/{split}" for name in tasks.DIGIT_TASKS for split in splits)
+    keys.check_distinct(f"digits/{name}/{split}" for name in tasks.DIGIT_TASKS for split in digits.SPLITS)
 
 
 def test_tasks_need_no_model_library():
