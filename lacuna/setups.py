@@ -47,8 +47,9 @@ class SetupConfig:
       train: training on all tasks.
       undertrained_steps: length of the short training.
       forget: training on one other task alone (`copy`; for `copy` itself `reverse`), as in sequential
-        specialisation: nothing but new data drives the skill out. The paper's recipe is not available to us;
-        this is ours.
+        specialisation: nothing but new data drives the skill out. Twenty steps take `sort` to 1.9 nats a
+        digit (guessing is 2.3; at forty it is 5.9, surer and more wrong). The paper's recipe is not available
+        to us; this is ours.
     """
 
     state: State = "forgotten"
@@ -57,7 +58,7 @@ class SetupConfig:
     batch_size: int = 256
     train: TrainConfig = field(default_factory=TrainConfig)
     undertrained_steps: int = 150
-    forget: TrainConfig = field(default_factory=lambda: TrainConfig(num_steps=40, warmup_steps=5))
+    forget: TrainConfig = field(default_factory=lambda: TrainConfig(num_steps=20, warmup_steps=5))
 
 
 class Setup(NamedTuple):

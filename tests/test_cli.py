@@ -74,7 +74,7 @@ def test_a_sweep_leaves_a_whole_run_behind_and_prints_its_table(finished):
     found = records.read(run / "records.jsonl")
     assert records.value(found, "top_score", rank=1) == min(table["score"].to_pylist())
     for row in sweep_report.sigma_rows(found):
-        assert f"{row.measured:.4g}" in printed
+        assert f"{row.measured:.3g}" in printed
         assert row.verdict in printed
 
 

@@ -60,7 +60,7 @@ def test_finalists_of_a_wide_sweep_carry_the_scores_of_a_narrow_one(reference, w
 
 
 def test_the_table_and_the_winners_agree(sweep, reference):
-    assert [tuple(c) for c in reference.top_k] == oracles.full_sort(reference.scores, sweep.sigmas, sweep.top_k)
+    assert [tuple(c) for c in reference.top_k] == oracles.full_sort(reference.scores, sweep.sigmas, sweep.num_top)
     assert reference.best == reference.top_k[0]
     assert reference.gain == reference.base_score - float(reference.scores.min())
     assert reference.num_nonfinite == 0
