@@ -297,7 +297,7 @@ def _table(rows: "list[SigmaRow]") -> Table:
             f"{row.sigma:g}",
             f"{row.f1_share:.3f}",
             f"{row.predicted:.3g}",
-            f"{row.low:.3g} … {row.high:.3g}",
+            f"{row.low:.3g}–{row.high:.3g}",
             f"{row.asymptotic:.3g}",
             f"{row.measured:.3g}",
             row.verdict,
