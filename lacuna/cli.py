@@ -4,11 +4,12 @@ A thin skin: options in, one library call, a table out. Heavy imports happen ins
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -110,26 +111,35 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
     command = tyro.cli(
-        Command,  # pyrefly: ignore
+        Command,  # pyrefly: ignore  (tyro takes a union of types; its annotations do not say so)
         prog="lacuna",
         description="Local linear geometry of trained networks.",
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
-    console = Console()
+    # Nothing printed here is markup: a folder may be called [red].
+    console, complaints = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
+
+    def complain(sentence: str, status: int) -> int:
+        complaints.print(sentence, style="red", soft_wrap=True)
+        return status
+
     try:
         if isinstance(command, SweepCommand):
             sweep(command, console, arguments)
         else:
             report(command, console)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return complain(f"Interrupted{stop}.", INTERRUPTED)
     except LacunaError as error:
-        Console(stderr=True).print(f"lacuna: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        return 2
+        return complain(f"lacuna: {error}", 2)
     except OSError as error:
-        Console(stderr=True).print(f"lacuna: {error}. Is the folder there, and may it be written to?", style="red")
-        return 2
+        return complain(f"lacuna: {error}. Is the folder there, and may it be written to?", 2)
+    except (MemoryError, RuntimeError) as error:  # JAX reports a full device as a RuntimeError
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
+        return complain(f"lacuna: the sweep must fit into memory; got {first}. Try: fewer candidates or --width 1.", 2)
     return 0
 
 
@@ -146,25 +156,36 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
     setup = _prepare(command, console)
     settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
     objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
-    out, result = _search(command, console, arguments, setup, settings)
-
-    console.print("Measuring gradient and curvature at the base point, and scoring the winners on held-out rows ...")
-    around = search.landscape(objective, setup.params, batch, num_probes=command.probes)
-    found = search.sweep_records(result, around)
-    found += search.held_out_records(result, objective, setup.params, batch, held_out)
-    found += _metric_records(result, setup, held_out)
-    records.write(out / "records.jsonl", found)
-    rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
-    written = sweep_report.write_report(out)
+    options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(command).items()}
+    out = command.out or rundir.new_run(Path("runs"), "sweep", options)
+    title = f"{command.state} synthetic transformer, task `{command.task}`"
+    config = {"title": title, "command": shlex.join(["lacuna", *_without_out(arguments)]), **options}
+    try:
+        result = _search(console, setup, settings, out, config)
+        console.print("Measuring gradient and curvature at the base point, scoring the winners on held-out rows ...")
+        around = search.landscape(objective, setup.params, batch, num_probes=command.probes)
+        found = search.sweep_records(result, around)
+        found += search.held_out_records(result, objective, setup.params, batch, held_out)
+        found += _metric_records(result, setup, held_out)
+        rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
+        records.write(out / "records.jsonl", found)
+        written = sweep_report.write_report(out)
+    except KeyboardInterrupt:
+        again = f"the same command with --out {shlex.quote(str(out))} goes on from there"
+        raise KeyboardInterrupt(f": what was scored is in {out}; {again}" if out.exists() else "") from None
     console.print(_table(sweep_report.sigma_rows(found)))
-    console.print(sweep_report.summary(found), highlight=False)
-    console.print(f"Report: {written}", highlight=False, soft_wrap=True)
+    console.print(sweep_report.summary(found))
+    console.print(f"Report: {written}", soft_wrap=True)
     return out
 
 
 def _settings(command: SweepCommand) -> "Sweep":
-    """What to evaluate. Everything that can be wrong with the options is found here, before any training."""
+    """What to evaluate. What can be wrong with the options of the search is found here, before any training."""
     from lacuna import search
+    from lacuna.search.run_folder import check_vacant
+
+    if command.out is not None:
+        check_vacant(command.out)
 
     for name, least in (("batch_size", 1), ("probes", 2)):
         if getattr(command, name) < least:
@@ -181,53 +202,39 @@ def _settings(command: SweepCommand) -> "Sweep":
     )
 
 
-def _search(
-    command: SweepCommand, console: Console, arguments: Sequence[str], setup: "Setup", settings: "Sweep"
-) -> "tuple[Path, SweepResult]":
-    """The search itself, with its progress; returns the run folder too."""
-    import shlex
-
+def _search(console: Console, setup: "Setup", settings: "Sweep", out: Path, config: dict[str, Any]) -> "SweepResult":
+    """The search itself, with its progress."""
     from lacuna import meshes, search
     from lacuna.reports import rundir
     from lacuna.reports.progress import progress
 
-    title = f"{command.state} synthetic transformer, task `{command.task}`"
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(command).items()}
-    config = {"title": title, "command": shlex.join(["lacuna", *_without_out(arguments)]), **options}
-    out = command.out or rundir.new_run(Path("runs"), "sweep", options)
     mesh = meshes.candidate_mesh()
     machine = meshes.describe(mesh)
     console.print(
-        f"Searching around the {title}: {settings.num_candidates:,} draws, {settings.num_evaluations:,} candidates, "
-        f"on {mesh.size} {machine['device_kind']} device(s)"
+        f"Searching around the {config['title']}: {settings.num_candidates:,} draws, "
+        f"{settings.num_evaluations:,} candidates, on {mesh.size} {machine['device_kind']} device(s), into {out}",
+        soft_wrap=True,
     )
-    try:
-        unit_scale = settings.num_evaluations // settings.num_candidates
-        with progress(console, "searching", unit="candidates", scale=unit_scale) as advance:
-            result = search.run_sweep(
-                setup.task.objective,
-                setup.params,
-                setup.task.train(SEARCH_STEP),
-                settings,
-                mesh=mesh,
-                out=out,
-                resume=True,
-                documents={"config.json": config, "environment.json": rundir.environment(machine)},
-                progress=lambda done, total: advance(done, total, ""),
-            )
-    except KeyboardInterrupt:
-        console.print(
-            f"Interrupted. What was scored is in {out}; the same command with --out {out} goes on from there."
+    unit_scale = settings.num_evaluations // settings.num_candidates
+    with progress(console, "searching", unit="candidates", scale=unit_scale) as advance:
+        return search.run_sweep(
+            setup.task.objective,
+            setup.params,
+            setup.task.train(SEARCH_STEP),
+            settings,
+            mesh=mesh,
+            out=out,
+            resume=True,
+            documents={"config.json": config, "environment.json": rundir.environment(machine)},
+            progress=lambda done, total: advance(done, total, ""),
         )
-        raise
-    return out, result
 
 
 def report(command: ReportCommand, console: Console) -> None:
     """Run `lacuna report`."""
     from lacuna.reports import sweep_report
 
-    console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", soft_wrap=True)
 
 
 def _prepare(command: SweepCommand, console: Console) -> "Setup":
@@ -252,7 +259,7 @@ def _prepare(command: SweepCommand, console: Console) -> "Setup":
             eval_batch_size=command.batch_size,
             cache=command.cache,
             advance=advance,
-            notice=lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True),
+            notice=lambda sentence: console.print(sentence, style="yellow", soft_wrap=True),
         )
 
 

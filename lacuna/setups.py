@@ -93,7 +93,7 @@ def prepare(
       notice: told in a sentence of a cached stage that is damaged.
 
     Raises:
-      InvalidInput: an unknown state or task.
+      InvalidInput: an unknown state or task, or a cache that cannot be a folder.
     """
     model = synthetic(SyntheticSpec(digits.vocab_size))
     task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
@@ -142,6 +142,7 @@ def _kept(
             return native.load(folder, jax.eval_shape(model.init, keys.root(0)))
         except native.DamagedCheckpoint as fault:
             notice(f"{fault} It is made again.")
+    rundir.check_folder(cache)
     params = make()
     native.save(folder, params, {"recipe": recipe})
     return params

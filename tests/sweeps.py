@@ -16,7 +16,7 @@ def sweep_records(
     def record(quantity, value, **where):
         return Record("sweep", quantity, value, "loss", where)
 
-    single = {"base_score": 3.0, "num_candidates": N, "num_evaluations": 4 * N, "num_nonfinite": 0, "num_params": 10}
+    single = {"base_score": 3.0, "num_candidates": N, "num_evaluations": 4 * N, "num_params": 10}
     single |= {"gradient_norm": 2.0, "params_norm": 5.0, "gradient_curvature": 1.0, "curvature_trace": 4.0}
     single |= {"curvature_trace_error": 0.5, "predicted_best_sigma": 0.1, "band_level": 0.99, "sigma_star": sigma_star}
     found = [record(quantity, float(value)) for quantity, value in single.items()]
@@ -24,6 +24,7 @@ def sweep_records(
     predicted["asymptotic_gain"] = 1.4
     for sigma, gain, share in zip(SIGMAS, measured, shares, strict=True):
         found.append(record("relative_radius", sigma / 5, sigma=sigma))
+        found.append(record("num_nonfinite", 0.0 if math.isfinite(gain) else 2.0 * N, sigma=sigma))
         if sign == "both":
             found.append(record("f1_share", share, sigma=sigma))
             for quantity in ("f1_rms", "f2_rms", "f1_slope", "f2_slope", "rounding_floor"):

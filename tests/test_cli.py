@@ -6,6 +6,7 @@ import re
 import shutil
 from contextlib import redirect_stdout
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -61,6 +62,10 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def content(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -83,6 +88,23 @@ def test_a_longer_run_goes_on_from_a_shorter_one(lacuna, copied):
     assert lacuna("sweep", "--num-candidates", "40", *SETTINGS, "--out", str(copied)) == 0
     assert (copied / "scores.log").read_bytes().startswith(log)
     assert pq.read_table(copied / "scores.parquet").num_rows == 40 * 2 * 2
+    assert json.loads((copied / "config.json").read_text())["num_candidates"] == 40
+    assert "lacuna sweep --num-candidates 40 " in (copied / "report.md").read_text()
+
+
+def test_a_shorter_run_is_refused_and_the_longer_one_left_alone(lacuna, copied, capsys):
+    before = content(copied)
+    assert lacuna("sweep", "--num-candidates", "10", *SETTINGS, "--out", str(copied)) == 2
+    assert "holds 20 draws" in capsys.readouterr().err
+    assert content(copied) == before
+
+
+def test_a_sweep_interrupted_while_it_is_extended_is_not_reported_as_finished(lacuna, copied, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "append", interrupt)
+        assert lacuna("sweep", "--num-candidates", "40", *SETTINGS, "--out", str(copied)) == cli.INTERRUPTED
+    assert lacuna("report", str(copied)) == 2
+    assert re.search(r"of 40 draws; got records of 20. Try: lacuna sweep .* --out ", capsys.readouterr().err)
 
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, monkeypatch, capsys):
@@ -96,11 +118,54 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, 
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "append", stop_after_the_first)
         assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
-    assert "--out run goes on from there" in capsys.readouterr().out
+    assert "what was scored is in run; the same command with --out run goes on from there" in capsys.readouterr().err
     assert lacuna("report", "run") == 2
     assert "--out run" in capsys.readouterr().err
     assert lacuna("sweep", *SMALL, "--out", "run") == 0
     assert Path("run/result.json").read_text() == (finished[0] / "result.json").read_text()
+
+
+@pytest.mark.parametrize("stage", ["landscape", "held_out_records"])
+def test_a_sweep_interrupted_after_the_search_says_how_to_go_on(lacuna, monkeypatch, capsys, stage):
+    monkeypatch.setattr(search, stage, interrupt)
+    assert lacuna("sweep", *SMALL, "--out", "my run") == cli.INTERRUPTED
+    assert "the same command with --out 'my run' goes on from there" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_has_nothing_to_go_on_from(lacuna, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(setups, "prepare", interrupt)
+    assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
+    assert capsys.readouterr().err == "Interrupted.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Unable to allocate 8 TiB"), RuntimeError("RESOURCE_EXHAUSTED: Unable to allocate 8 TiB\nmore")],
+)
+def test_too_little_memory_is_one_sentence(lacuna, monkeypatch, capsys, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(search, "run_sweep", fail)
+    assert lacuna("sweep", *SMALL) == 2
+    assert re.fullmatch(r"lacuna: .*memory; got .*Unable to allocate 8 TiB. Try: .*\n", capsys.readouterr().err)
+
+
+def test_another_runtime_error_is_not_hidden(lacuna, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(search, "run_sweep", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        lacuna("sweep", *SMALL)
+
+
+def test_names_with_brackets_are_printed_as_they_are(lacuna, capsys):
+    assert lacuna("sweep", *SMALL, "--out", "[red]run[/blue]") == 0
+    assert "[red]run[/blue]" in capsys.readouterr().out
+    assert lacuna("report", "[/nowhere]") == 2
+    assert "[/nowhere]" in capsys.readouterr().err
 
 
 def test_the_report_is_redrawn_from_the_records_byte_for_byte(lacuna, copied):
@@ -136,6 +201,30 @@ def test_bad_input_is_one_sentence_and_status_2_and_writes_nothing(lacuna, tmp_p
     err = capsys.readouterr().err
     assert re.fullmatch(rf"lacuna: .*{sentence}.*\.\n", err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--cache", "precious/cache must be a folder; got the file .*precious"),
+        ("--out", "precious/run must be a folder; got the file .*precious"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_found_out_before_the_training(tmp_path, monkeypatch, capsys, option, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(setups, "fit", lambda *_, **__: pytest.fail("trained"))
+    Path("precious").write_text("thesis")
+    folders = {"--cache": "cache", "--out": "run"} | {option: f"precious/{option[2:].replace('out', 'run')}"}
+    assert cli.run(["sweep", *SMALL, *chain(*folders.items())]) == 2
+    assert re.fullmatch(rf"lacuna: {sentence}. Try: .*\n", capsys.readouterr().err)
+    assert content(tmp_path) == {tmp_path / "precious": b"thesis"}
+
+
+def test_a_folder_of_something_else_is_found_out_before_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(setups, "fit", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert cli.run(["sweep", *SMALL, "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--nonsense", "1"], ["--state", "forgot"], ["--num-candidates", "many"]])
@@ -184,6 +273,7 @@ def test_candidates_that_are_not_finite_are_recorded_and_reported(lacuna, tmp_pa
     assert {row["status"] for row in table if row["sigma"] == 10} == {"nonfinite_loss"}
     assert {row["status"] for row in table if row["sigma"] == 1e-3} == {"ok"}
     assert "no finite loss" in capsys.readouterr().out
+    assert "| losses that were not finite | 40 at σ = 10 |" in (run / "report.md").read_text()
 
 
 def test_the_configuration_and_the_command_are_recorded_without_the_folder(finished):

@@ -1,5 +1,6 @@
 """A starting point is trained once, kept, and made again if what was kept is damaged."""
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -80,6 +81,17 @@ def test_the_task_can_be_scored_at_the_point(prepare):
     batch = setup.task.held_out(0)
     assert batch.tokens.shape == (8, digits.row_length(8))
     assert np.isfinite(setup.task.objective.loss(setup.params, batch))
+
+
+def test_a_file_in_place_of_what_was_kept_is_named_and_replaced(prepare, tmp_path):
+    first, _, _ = prepare(Config(state="trained"), cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    shutil.rmtree(kept)
+    kept.write_text("no folder")
+    again, _, notices = prepare(Config(state="trained"), cache=tmp_path)
+    assert str(kept) in notices[0]
+    assert trees.content_digest(again.params) == trees.content_digest(first.params)
+    assert prepare(Config(state="trained"), cache=tmp_path)[1:] == ([], [])
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("state", "forgot"), ("task", "sorted")])

@@ -34,9 +34,11 @@ def save(folder: Path, params: Params, about: dict[str, Any]) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial.resolve() / "params", params)
         document = {"params_sha256": trees.content_digest(params), **about}
-        (partial / "about.json").write_text(json.dumps(document, indent=2) + "\n")
-        if folder.exists():
+        (partial / "about.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)  # a file or a link in its place is damage, too
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -58,12 +60,13 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Params
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     try:
-        about = json.loads((folder / "about.json").read_text())
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder.resolve() / "params", abstract)
+        written = about["params_sha256"]
     except Exception as fault:  # Orbax and TensorStore raise many kinds: to a user they all mean the same
         what = f"{type(fault).__name__} {fault}".splitlines()[0]
         raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read", got=what) from fault
-    if trees.content_digest(params) != about.get("params_sha256"):
+    if trees.content_digest(params) != written:
         raise DamagedCheckpoint(f"the bits of the checkpoint {folder} are not the ones that were written")
     return params

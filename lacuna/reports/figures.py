@@ -59,7 +59,7 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         _, asymptote = _curve(records, "asymptotic_gain", "n", sigma=sigma, sign=sign)
         panel.fill_between(n, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
         panel.plot(n, predicted, color=PREDICTED, label="predicted, second order")
-        panel.plot(n, asymptote, color=ASYMPTOTE, ls="--", label="$\\sigma|a|\\sqrt{2\\,\\ln N}$")
+        panel.plot(n, asymptote, color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
         panel.plot(n, measured, color=MEASURED, marker="o", ms=3, label="measured, mean over subsets")
         panel.set_xscale("log", base=2)
         _fit_to(panel, measured, predicted, low, high)
@@ -98,7 +98,7 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
         panel.fill_between(grid, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
         panel.plot(grid, predicted, color=PREDICTED, label="predicted, second order")
         panel.plot(*draw("first_order_gain"), color=PREDICTED, ls=":", label="predicted, first order")
-        panel.plot(*draw("asymptotic_gain"), color=ASYMPTOTE, ls="--", label="$\\sigma|a|\\sqrt{2\\,\\ln N}$")
+        panel.plot(*draw("asymptotic_gain"), color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
         panel.plot(sigmas, dots, color=MEASURED, marker="o", ms=5, lw=0, label="measured")
         panel.set_xscale("log")
         searched = grid <= sigmas[-1] * 1.05
@@ -154,6 +154,11 @@ def _sign(records: Sequence[Record]) -> str:
 
 def _band_label(records: Sequence[Record]) -> str:
     return f"predicted, {100 * value(records, 'band_level'):g} % band"
+
+
+def _asymptote_label(records: Sequence[Record]) -> str:
+    tries = "2N" if _sign(records) == "both" else "N"  # both signs of a draw are two tries
+    return f"$\\sigma|a|\\sqrt{{2\\,\\ln {tries}}}$"
 
 
 def _places(records: Sequence[Record], name: str) -> list[float]:

@@ -59,7 +59,7 @@ class Record:
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(record.to_json() + "\n" for record in records))
+    partial.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
     partial.replace(path)
 
 
@@ -71,7 +71,7 @@ def read(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise InvalidInput(f"{path} must be a file of records", got="no such file", hint="the folder of a finished run")
-    return [Record.from_json(line) for line in path.read_text().splitlines()]
+    return [Record.from_json(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
 
 
 def select(records: Iterable[Record], quantity: str, **where: Place) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -26,22 +27,40 @@ def new_run(root: Path, experiment: str, config: Mapping[str, Any]) -> Path:
     return root / experiment / f"{time.strftime('%Y%m%d-%H%M%S')}-{config_hash(config)}"
 
 
+def check_folder(path: Path) -> None:
+    """Raise unless `path` is a folder that may be written to, or can be made. Nothing is made yet.
+
+    Long work calls this first: a mistyped folder should not be found out after the training.
+
+    Raises:
+      InvalidInput: it is a file, lies below one, or may not be written to.
+    """
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise InvalidInput(f"{path} must be a folder", got=f"the file {nearest}", hint="another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{path} must be a folder that can be written to", got=f"{nearest}", hint="another folder")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON document of a run.
 
     Raises:
-      InvalidInput: it is absent or damaged.
+      InvalidInput: it is absent or damaged, or no object.
     """
     try:
-        return json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
         raise InvalidInput(f"{path} must be a JSON document of a run", got=fault) from fault
+    if not isinstance(document, dict):
+        raise InvalidInput(f"{path} must be a JSON document of a run", got=f"a {type(document).__name__}")
+    return document
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -1,6 +1,7 @@
 """The report of a sweep: one table, one page, redrawn from the records of its folder."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,11 @@ def summary(records: Sequence[Record]) -> str:
     return " ".join(sentences)
 
 
+MACHINE = ("packages", "commit", "dirty", "num_devices", "device_kind", "machine")
+DOCUMENTED = ("title", "command", "scores_sha256", *MACHINE)
+"""What a report repeats from `config.json`, `result.json` and `environment.json`."""
+
+
 def write_report(run: Path, to: Path | None = None) -> Path:
     """Draw the figures and write `report.md` of a run from its records.
 
@@ -126,20 +132,31 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     records = record_files.read(run / "records.jsonl")
     config = rundir.read_json(run / "config.json") | rundir.read_json(run / "result.json")
     environment = rundir.read_json(run / "environment.json")
+    asked, found = config.get("num_candidates"), value(records, "num_candidates")
+    if asked != found:
+        raise InvalidInput(
+            f"{run} must be a finished sweep of {asked} draws",
+            got=f"records of {found:g}",
+            hint=_continue_command(run),
+        )
+    absent = [name for name in DOCUMENTED if name not in config | environment]
+    if absent:
+        raise InvalidInput(f"the documents of {run} must say what was run", got=f"no `{absent[0]}`")
     to = run if to is None else to
+    rundir.check_folder(to)
+    figures = sweep_figures(records)
+    page = _markdown(records, config, environment, list(figures))
     (to / "figures").mkdir(parents=True, exist_ok=True)
-    names = []
-    for name, figure in sweep_figures(records).items():
+    for name, figure in figures.items():
         figure.savefig(to / "figures" / f"{name}.png")
-        names.append(name)
     report = to / "report.md"
-    report.write_text(_markdown(records, config, environment, names))
+    report.write_text(page, encoding="utf-8")
     return report
 
 
 def _continue_command(run: Path) -> str:
     try:
-        return f"{rundir.read_json(run / 'config.json')['command']} --out {run}"
+        return f"{rundir.read_json(run / 'config.json')['command']} --out {shlex.quote(str(run))}"
     except (InvalidInput, KeyError):
         return "the command that began it, once more"
 
@@ -168,7 +185,7 @@ def _markdown(
         f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
-        *_finalists(records),
+        *_finalists(records, width=config.get("width", 1)),
         "## The base point",
         _base_table(records),
         "## How it was run",
@@ -180,7 +197,8 @@ def _markdown(
 
 def _sigma_table(records: Sequence[Record]) -> str:
     head = ["σ", "relative radius", "F1 share", "F1 slope", "predicted gain", f"{_level(records)} band"]
-    head += ["σ\\|a\\|√(2 ln N)", "measured gain", "verdict"]
+    tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
+    head += [f"σ\\|a\\|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
     for row in sigma_rows(records):
         line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
@@ -210,13 +228,19 @@ def _run_table(records: Sequence[Record], config: dict[str, Any], environment: d
     lines = [
         ["candidates", f"{value(records, 'num_evaluations'):,.0f}"],
         ["candidates a second", _number(rate, ",.1f") or "all from the log"],
-        ["losses that were not finite", f"{value(records, 'num_nonfinite'):,.0f}"],
+        ["losses that were not finite", _nonfinite(records)],
         ["machine", f"{environment['num_devices']} × {environment['device_kind']}; {environment['machine']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())],
         ["commit", commit + (" with uncommitted changes" if environment["dirty"] else "")],
         ["SHA-256 of the score table", f"`{config['scores_sha256']}`"],
     ]
     return _table(["", ""], lines)
+
+
+def _nonfinite(records: Sequence[Record]) -> str:
+    counts = {r.where["sigma"]: r.value for r in select(records, "num_nonfinite") if r.value}
+    where = ", ".join(f"{count:,.0f} at σ = {sigma:g}" for sigma, count in counts.items())
+    return where or "none"
 
 
 def _held_out(records: Sequence[Record]) -> list[str]:
@@ -241,14 +265,19 @@ def _held_out(records: Sequence[Record]) -> list[str]:
     return [*parts, _table(["metric on held-out rows", *points], lines)] if lines else parts
 
 
-def _finalists(records: Sequence[Record]) -> list[str]:
+def _finalists(records: Sequence[Record], width: int) -> list[str]:
     base = value(records, "base_score")
     lines = []
     for record in select(records, "top_score"):
         where = record.where
         line = [str(where["rank"]), str(where["index"]), f"{where['sigma']:g}", f"{where['sign']:+d}"]
         lines.append([*line, f"{record.value:.6g}", f"{base - record.value:.4g}"])
-    return ["## The best candidates", _table(["place", "draw", "σ", "sign", "loss", "gain"], lines)] if lines else []
+    if not lines:
+        return []
+    rule = "Ties go to the lower draw, then the smaller σ, then the sign +."
+    if width > 1:
+        rule += f" The sweep ran {width} candidates wide; four times as many finalists were scored again one by one."
+    return ["## The best candidates", _table(["place", "draw", "σ", "sign", "loss", "gain"], lines), rule]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from lacuna import theory
+from lacuna import keys, theory
 from lacuna.reports.records import Record
 from lacuna.search.evaluate import score
 from lacuna.search.landscape import Landscape
@@ -51,7 +51,6 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     yield _record("base_score", result.base_score, "loss")
     yield _record("num_candidates", sweep.num_candidates)
     yield _record("num_evaluations", sweep.num_evaluations)
-    yield _record("num_nonfinite", result.num_nonfinite)
     yield _record("band_level", BAND_LEVEL)
     yield _record("num_params", landscape.num_params)
     yield _record("gradient_norm", landscape.gradient_norm, "loss")
@@ -66,7 +65,8 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
 
 def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     sweep = result.sweep
-    for sigma in sweep.sigmas:
+    for j, sigma in enumerate(sweep.sigmas):
+        yield _record("num_nonfinite", np.sum(~np.isfinite(result.scores[:, j])), sigma=sigma)
         radius = sigma * landscape.num_params**0.5 / landscape.params_norm if landscape.params_norm else np.nan
         yield _record("relative_radius", radius, sigma=sigma)
     if not sweep.antithetic:
@@ -157,8 +157,8 @@ def held_out_records(
 ) -> list[Record]:
     """How much of the winners' gain survives on data that the search did not see.
 
-    The top K stand beside the first K draws at the winner's sigma, which nobody selected. Each group's
-    figure is its mean gain, with the winner alone as a group of its own.
+    The top K stand beside K draws at the winner's sigma that were never searched, so nobody selected them.
+    Each group's figure is the mean gain of its members with a finite loss; the winner is a group of its own.
 
     Args:
       result: the finished sweep.
@@ -170,12 +170,13 @@ def held_out_records(
     if result.best is None:
         return []
     sweep = result.sweep
-    num_random = min(len(result.top_k), sweep.num_candidates)
+    num_top = len(result.top_k)
+    unsearched = [(sweep.num_candidates + i) % keys.SEED_LIMIT for i in range(num_top)]
     groups = {
         "winner": result.top_k[:1],
-        f"top {len(result.top_k)}, mean": result.top_k,
-        f"{num_random} random draws at the winner's σ, mean": tuple(
-            Candidate(index, result.best.sigma, 1, np.nan) for index in range(num_random)
+        f"top {num_top}, mean": result.top_k,
+        f"{num_top} random draws at the winner's σ, mean": tuple(
+            Candidate(index, result.best.sigma, 1, np.nan) for index in unsearched
         ),
     }
     everyone = tuple(candidate for members in groups.values() for candidate in members)
@@ -184,6 +185,8 @@ def held_out_records(
     for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
         base = float(score(loss.loss if isinstance(loss, Objective) else loss, params, rows))
         gains = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
-        for group, members in groups.items():
-            found.append(_record(quantity, gains[group_of == group].mean(), "loss", group=group, k=len(members)))
+        for group in groups:
+            finite = gains[(group_of == group) & np.isfinite(gains)]
+            mean = finite.mean() if len(finite) else np.nan
+            found.append(_record(quantity, mean, "loss", group=group, k=len(finite)))
     return found

@@ -46,6 +46,19 @@ def scores_on_line(
     return lax.map(at, scales)
 
 
+def scores_of_draw(
+    loss: Loss,
+    family: Family,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    index: Integer[Array, ""],
+    scales: Float[Array, "C"],
+) -> Float[Array, "C"]:
+    """One draw of noise, made once and scored at every signed scale."""
+    return scores_on_line(loss, params, family.draw(keys.candidate(key, index), params), scales, batch)
+
+
 def local_scores(
     loss: Loss,
     family: Family,
@@ -56,12 +69,8 @@ def local_scores(
     scales: Float[Array, "C"],
     ids: Integer[Array, "n"],
 ) -> Float[Array, "n C"]:
-    """One device's share of a step: every draw in `ids` is made once and scored at every signed scale."""
-
-    def of_draw(index: Integer[Array, ""]) -> Float[Array, "C"]:
-        delta = family.draw(keys.candidate(key, index), params)
-        return scores_on_line(loss, params, delta, scales, batch)
-
+    """One device's share of a step: all scores of every draw in `ids`."""
+    of_draw = partial(scores_of_draw, loss, family, params, batch, key, scales=scales)
     return lax.map(of_draw, ids, batch_size=width if width > 1 else None)
 
 
@@ -122,8 +131,7 @@ def score_candidates(
 
     def of_candidate(where: tuple[Array, Array]) -> Array:
         index, scale = where
-        delta = family.draw(keys.candidate(key, index), params)
-        return scores_on_line(loss, params, delta, jnp.full(MIN_TRIPS, scale), batch)[0]
+        return scores_of_draw(loss, family, params, batch, key, index, jnp.full(MIN_TRIPS, scale))[0]
 
     return lax.map(of_candidate, (ids, scales))
 

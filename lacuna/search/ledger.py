@@ -36,6 +36,9 @@ class Ledger:
       path: the log; created if absent.
       shape: (sigmas, signs) of one draw's scores.
 
+    Attributes:
+      num_draws: one more than the largest index on disk when the log was opened.
+
     Raises:
       DamagedLog: a block that is not the last one fails its checksum; the file is left as it is.
     """
@@ -45,9 +48,10 @@ class Ledger:
         self._shape = shape
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._end = 0
+        self.num_draws = 0
         try:
-            for _ in self.blocks():
-                pass
+            for start, scores in self.blocks():
+                self.num_draws = start + len(scores)
         except DamagedLog:
             self._file.close()
             raise

@@ -69,21 +69,24 @@ def expected_best(gains: Float[np.ndarray, "N"], sizes: Int[np.ndarray, "sizes"]
     The i-th smallest of N values is the largest of `C(i-1, N'-1)` subsets out of `C(N, N')`; no resampling,
     no noise beyond that of the draws themselves.
 
+    A draw whose gain is not finite takes part and never wins, as in the sweep itself: the mean is over the
+    subsets that hold at least one finite gain.
+
     Args:
-      gains: one gain a draw; not-finite ones are left out, as if the draw had not been made.
-      sizes: N', each at least 1; NaN is returned where N' exceeds the number of finite gains.
+      gains: one gain a draw.
+      sizes: N', each at least 1.
 
     Returns:
-      float64, one mean for each size.
+      float64, one mean for each size; NaN where N' exceeds N, and everywhere if no gain is finite.
     """
-    ordered = np.sort(gains[np.isfinite(gains)].astype(np.float64))
-    n = len(ordered)
+    ordered = np.sort(np.where(np.isfinite(gains), gains, -np.inf).astype(np.float64))
+    n, num_lost = len(gains), int(np.isneginf(ordered).sum())
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     means = np.full(len(sizes), np.nan)
     for position, size in enumerate(int(s) for s in sizes):
-        if 1 <= size <= n:
-            below = np.arange(size - 1, n)  # how many values lie below each possible maximum
+        if 1 <= size <= n > num_lost:
+            below = np.arange(max(size - 1, num_lost), n)  # how many values lie below each possible maximum
             log_subsets = log_factorial[below] - log_factorial[size - 1] - log_factorial[below - size + 1]
-            log_all = log_factorial[n] - log_factorial[size] - log_factorial[n - size]
-            means[position] = np.exp(log_subsets - log_all) @ ordered[size - 1 :]
+            weights = np.exp(log_subsets - log_subsets.max())
+            means[position] = weights @ ordered[below] / weights.sum()
     return means

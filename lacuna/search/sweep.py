@@ -5,7 +5,6 @@ the scores alone, device memory not at all with N.
 """
 
 import hashlib
-import json
 import math
 import time
 from collections import deque
@@ -25,7 +24,8 @@ from lacuna.errors import InvalidInput, NotFinite, RunMismatch
 from lacuna.reports import rundir
 from lacuna.search import evaluate
 from lacuna.search.families import NOISE_LAW, Family
-from lacuna.search.ledger import Ledger, write_table
+from lacuna.search.ledger import write_table
+from lacuna.search.run_folder import open_run
 from lacuna.search.select import Candidate, TopK
 from lacuna.types import Batch, Loss, Objective, Params
 
@@ -247,13 +247,14 @@ def run_sweep(
       mesh: as `meshes.candidate_mesh()`, which is the default: all devices.
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
-      documents: JSON documents by file name, kept in a folder that this call makes.
+      documents: JSON documents by file name, kept in `out`: what this call is to say of the run.
       progress: called once everything is compiled, and after every chunk.
 
     Raises:
       InvalidInput: the loss is not a scalar, or two leaves would share their noise.
       NotFinite: the loss at the base point is NaN or infinite; nothing was written.
-      RunMismatch: `out` holds a run of another identity, or of this one without `resume`; nothing was touched.
+      RunMismatch: `out` holds something else, a run of another identity or with more draws, or this one
+        without `resume`; nothing was touched.
 
     Source: arXiv 2606.10929, Theorem 1.
     """
@@ -269,12 +270,12 @@ def run_sweep(
             hint="check the parameters and the batch",
         )
 
+    score_range = _scorer(loss, params, batch, sweep, mesh)
+    scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
     ledger = None
     if out is not None:
         run_identity = identity(params, batch, sweep, mesh)
-        ledger = open_ledger(Path(out), run_identity, resume=resume, documents=documents or {})
-    score_range = _scorer(loss, params, batch, sweep, mesh)
-    scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
+        ledger = open_run(Path(out), run_identity, num_candidates=sweep.num_candidates, resume=resume)
     top = TopK(sweep.num_top * (1 if sweep.width == 1 else FINALISTS_FACTOR))
 
     def take(start: int, block: Float[np.ndarray, "n sigmas signs"]) -> None:
@@ -285,10 +286,12 @@ def run_sweep(
     try:
         if ledger is not None:
             for start, block in ledger.blocks():
-                take(start, block[: max(0, sweep.num_candidates - start)])
-                num_known = min(sweep.num_candidates, start + len(block))
+                take(start, block)
+                num_known = start + len(block)
             if num_known:
                 _check_same_loss(scores[:num_known], score_range, Path(out or ""))
+            for name, document in (documents or {}).items():
+                rundir.write_json(Path(out or "") / name, document)
         if progress is not None:
             progress(num_known, sweep.num_candidates)
         began = time.perf_counter()
@@ -316,40 +319,6 @@ def run_sweep(
     )
 
 
-def open_ledger(out: Path, run_identity: dict[str, Any], *, resume: bool, documents: Mapping[str, Any]) -> Ledger:
-    """The score log of the run folder `out`; a new folder is made, with its identity and documents.
-
-    Raises:
-      RunMismatch: the folder holds a run of another identity, or of this one and `resume` is false.
-    """
-    stamp = out / "identity.json"
-    if stamp.exists():
-        try:
-            known = json.loads(stamp.read_text())
-        except json.JSONDecodeError as damaged:
-            raise RunMismatch(
-                f"{stamp} must hold the identity of a run", got=str(damaged), hint="another --out folder"
-            ) from damaged
-        differing = sorted(k for k in known.keys() | run_identity.keys() if known.get(k) != run_identity.get(k))
-        if differing:
-            first = differing[0]
-            raise RunMismatch(
-                f"{out} holds a run of another identity (it differs in {', '.join(differing)}) and was left alone",
-                got=f"{first} {run_identity.get(first)} against {known.get(first)} there",
-                hint="another --out folder, or the settings of that run",
-            )
-        if not resume:
-            raise RunMismatch(f"{out} already holds this run", hint="resume=True, or another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise RunMismatch(f"{out} is not empty and holds no sweep", hint="another --out folder")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        # The identity last: it is what makes the folder a run.
-        for name, document in {**documents, stamp.name: run_identity}.items():
-            rundir.write_json(out / name, document)
-    return Ledger(out / "scores.log", (len(run_identity["sigmas"]), 2 if run_identity["antithetic"] else 1))
-
-
 def _finalists(
     loss: Loss, params: Params, batch: Batch, sweep: Sweep, best: tuple[Candidate, ...]
 ) -> tuple[Candidate, ...]:
@@ -373,7 +342,7 @@ def _scorer(
     """
     granule = evaluate.granule(mesh, sweep.width)
     wanted = max(32, 4 * granule) if sweep.chunk is None else sweep.chunk
-    chunk = granule * math.ceil(wanted / granule)
+    chunk = granule * math.ceil(min(wanted, sweep.num_candidates) / granule)
     scales = evaluate.signed_scales(sweep.sigmas, sweep.antithetic)
     num_scales = len(sweep.sigmas) * sweep.num_signs
     fixed = meshes.replicate((params, batch, keys.root(sweep.seed), jnp.asarray(scales)), mesh)

@@ -54,7 +54,15 @@ def test_every_kind_of_damage_is_named(folder, tmp_path):
             if file.is_file() and file.parent.name == "d":
                 file.write_bytes(file.read_bytes()[:10])
 
-    for damage in (swap_content, truncate, remove_about):
+    def write_about(content):
+        return lambda: (folder / "about.json").write_bytes(content)
+
+    def put_a_file_in_its_place():
+        native.shutil.rmtree(folder)
+        folder.write_text("no folder")
+
+    about = [write_about(content) for content in (b"[]", b"{}", b"\xff", b"")]
+    for damage in (swap_content, truncate, remove_about, *about, put_a_file_in_its_place):
         damage()
         with pytest.raises(native.DamagedCheckpoint, match="point"):
             native.load(folder, LIKE)

@@ -1,6 +1,7 @@
 """A run's folder is named by its time and configuration, and says what it was made with."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,23 @@ def test_the_environment_is_json_and_names_versions_and_devices():
     assert found["num_devices"] == 3
     assert found["packages"]["jax"]
     assert len(found["commit"]) in (0, 40)
+
+
+def test_a_folder_can_be_used_if_it_is_one_or_can_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for good in (tmp_path, tmp_path / "a" / "b", Path("new"), Path()):
+        rundir.check_folder(good)
+    for bad in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("file")):
+        with pytest.raises(InvalidInput, match="must be a folder; got the file"):
+            rundir.check_folder(bad)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir.os, "access", lambda path, mode: False)  # modes do not bind root
+    with pytest.raises(InvalidInput, match="can be written to"):
+        rundir.check_folder(tmp_path / "run")
 
 
 def test_a_damaged_document_is_one_sentence(tmp_path):

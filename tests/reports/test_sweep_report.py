@@ -38,7 +38,8 @@ def test_the_summary_counts_the_sigmas_that_the_theory_speaks_of():
 
 def run_folder(path, found):
     records.write(path / "records.jsonl", found)
-    (path / "config.json").write_text(json.dumps({"title": "a test", "command": "lacuna sweep", "antithetic": True}))
+    config = {"title": "a test", "command": "lacuna sweep", "antithetic": True, "num_candidates": sweeps.N}
+    (path / "config.json").write_text(json.dumps(config))
     (path / "result.json").write_text(json.dumps({"scores_sha256": "abc123"}))
     machine = {"num_devices": 2, "device_kind": "cpu", "machine": "a machine", "packages": {"jax": "0.1"}}
     (path / "environment.json").write_text(json.dumps({**machine, "commit": "", "dirty": False}))
@@ -74,3 +75,45 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(tmp_path):
     with pytest.raises(InvalidInput, match=rf"interrupted. Try: lacuna sweep --out {re.escape(str(tmp_path))}"):
         sweep_report.write_report(tmp_path)
     assert not (tmp_path / "figures").exists()
+
+
+def edit(path, **changes):
+    document = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: entry for name, entry in document.items() if entry is not None}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda run: edit(run / "config.json", num_candidates=99), r"of 99 draws; got records of 8. Try: lacuna sweep"),
+        (lambda run: (run / "records.jsonl").write_text(""), "got records of nan"),
+        (lambda run: (run / "records.jsonl").write_bytes(b"\xff\n"), "one JSON object a line"),
+        (lambda run: edit(run / "config.json", title=None), "got no `title`"),
+        (lambda run: edit(run / "environment.json", packages=None), "got no `packages`"),
+        (
+            lambda run: (run / "result.json").write_text("[]"),
+            r"result.json must be a JSON document.*; got a list",
+        ),
+        (lambda run: (run / "result.json").write_bytes(b"\xff"), r"result.json must be a JSON document of a run; got"),
+    ],
+)
+def test_damaged_documents_are_one_sentence_and_draw_nothing(tmp_path, damage, sentence):
+    run_folder(tmp_path, sweeps.sweep_records())
+    damage(tmp_path)
+    with pytest.raises(InvalidInput, match=sentence):
+        sweep_report.write_report(tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(("sign", "tries"), [("both", "2N"), ("+", "N")])
+def test_the_asymptote_counts_both_signs_of_a_draw_as_two_tries(tmp_path, sign, tries):
+    text = sweep_report.write_report(run_folder(tmp_path, sweeps.sweep_records(sign=sign))).read_text()
+    assert f"√(2 ln {tries})" in text
+
+
+def test_the_report_says_who_wins_a_tie_and_what_a_wider_sweep_did_about_its_finalists(tmp_path):
+    run_folder(tmp_path, sweeps.sweep_records())
+    assert "Ties go to the lower draw" in (plain := sweep_report.write_report(tmp_path).read_text())
+    edit(tmp_path / "config.json", width=8)
+    assert "8 candidates wide" in sweep_report.write_report(tmp_path).read_text()
+    assert "wide" not in plain

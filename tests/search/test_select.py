@@ -1,6 +1,6 @@
 """The winner and the best-of-N curve against sorting and listing everything."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import hypothesis.strategies as st
 import numpy as np
@@ -35,14 +35,20 @@ def test_expected_best_rises_with_the_number_of_draws_up_to_the_maximum():
     np.testing.assert_allclose(curve[[0, -1]], [gains.mean(), gains.max()], rtol=1e-9)
 
 
-def test_the_weights_of_expected_best_sum_to_one_at_a_million_draws():
-    sizes = subset_sizes(10**6)[::8]
-    np.testing.assert_allclose(expected_best(np.ones(10**6), sizes), 1, rtol=1e-6)
+def test_expected_best_is_exact_at_a_million_draws():
+    n, sizes = 10**6, subset_sizes(10**6)[::8]
+    known = sizes * (n + 1) / (sizes + 1)  # the largest of N' numbers out of 1, ..., n
+    np.testing.assert_allclose(expected_best(np.arange(1.0, n + 1), sizes), known, rtol=1e-9)
 
 
-def test_draws_without_a_finite_gain_count_as_not_made():
+def test_a_draw_without_a_finite_gain_takes_part_and_never_wins():
     gains = np.float32([1, np.nan, 5, -np.inf, 3, np.inf])
-    np.testing.assert_allclose(expected_best(gains, np.arange(1, 5)), [3, 13 / 3, 5, np.nan])
+    # Of the 15 pairs, 3 hold no finite gain; 9 hold 5 or 3 with a lost one or 1, 3 hold 1 with a lost one.
+    pairs = [max(a, b) for a, b in combinations([1, 3, 5, -9, -9, -9], 2) if max(a, b) > 0]
+    listed = [3, np.mean(pairs)]
+    np.testing.assert_allclose(expected_best(gains, np.arange(1, 3)), listed)
+    np.testing.assert_allclose(expected_best(gains, np.array([6, 7])), [5, np.nan])
+    assert np.isnan(expected_best(np.float32([np.nan]), np.array([1]))).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 100, 5_000, 10**7])

@@ -21,7 +21,7 @@ def mesh_of(num_devices):
     return meshes.candidate_mesh(jax.devices()[:num_devices])
 
 
-@pytest.mark.parametrize(("num_devices", "chunk"), [(1, 7), (2, 12), (8, 5)])
+@pytest.mark.parametrize(("num_devices", "chunk"), [(1, 7), (2, 12), (8, 5), (2, 2**40)])
 def test_the_table_is_the_same_on_any_number_of_devices_and_for_any_chunk(
     problem, sweep, reference, num_devices, chunk
 ):

@@ -137,6 +137,23 @@ def test_an_edited_loss_is_found_out_on_resume_and_the_folder_is_left_alone(run_
     assert files(run_folder) == before
 
 
+def test_a_run_with_more_draws_is_refused_and_left_alone(run_folder):
+    before = files(run_folder)
+    with pytest.raises(RunMismatch) as raised:
+        run_sweep(*SMALL, dataclasses.replace(SWEEP, num_candidates=15), out=run_folder, resume=True)
+    check_sentence(raised.value, str(run_folder), "holds 16 draws", "got num_candidates 15", "Try: num_candidates 16")
+    assert files(run_folder) == before
+
+
+def test_a_file_where_the_folder_should_be_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis").write_text("precious")
+    for out in (tmp_path / "thesis", tmp_path / "thesis" / "run"):
+        with pytest.raises(InvalidInput, match="must be a folder; got the file") as raised:
+            run_sweep(*SMALL, SWEEP, out=out)
+        check_sentence(raised.value, str(out), "Try: ")
+    assert files(tmp_path) == {"thesis": b"precious"}
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, resume):
     (tmp_path / "thesis.txt").write_text("precious")
@@ -146,9 +163,10 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, resume):
     assert files(tmp_path) == {"thesis.txt": b"precious"}
 
 
-def test_a_damaged_identity_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "identity.json").write_text('{"seed": ')
-    with pytest.raises(RunMismatch, match=re.escape("must hold the identity of a run; got")) as raised:
+@pytest.mark.parametrize("damaged", [b'{"seed": ', b"[1, 2]", b"\xff\xfe", b""])
+def test_a_damaged_identity_is_refused_and_left_alone(tmp_path, damaged):
+    (tmp_path / "identity.json").write_bytes(damaged)
+    with pytest.raises(RunMismatch, match=re.escape("must be a JSON document of a run; got")) as raised:
         run_sweep(*SMALL, SWEEP, out=tmp_path, resume=True)
-    check_sentence(raised.value, "Try: ")
-    assert files(tmp_path) == {"identity.json": b'{"seed": '}
+    check_sentence(raised.value, str(tmp_path / "identity.json"), "Try: ")
+    assert files(tmp_path) == {"identity.json": damaged}

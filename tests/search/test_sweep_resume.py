@@ -10,6 +10,7 @@ import problems
 import pytest
 
 from lacuna import meshes
+from lacuna.errors import RunMismatch
 from lacuna.search import Sweep, gaussian, run_sweep
 
 SWEEP = Sweep(gaussian(), (0.1, 0.4), 49, seed=5, chunk=8, top_k=7)
@@ -72,15 +73,15 @@ def test_a_run_may_be_extended_and_keeps_what_it_had(tmp_path, whole):
     assert longer.sha256 == whole[0].sha256
 
 
-def test_a_longer_run_gives_a_shorter_one_back_and_keeps_its_log(tmp_path, whole):
-    for name, content in files(whole[1]).items():
-        (tmp_path / name).write_bytes(content)
+def test_the_documents_are_those_of_the_last_call_that_was_let_in(tmp_path):
     short = dataclasses.replace(SWEEP, num_candidates=21)
-    result = run_sweep(*problems.small(), short, mesh=two_devices(), out=tmp_path, resume=True)
-    assert result.num_scored == 0
-    np.testing.assert_array_equal(result.scores, whole[0].scores[:21])
-    assert all(c.index < 21 for c in result.top_k)
-    assert files(tmp_path)["scores.log"] == files(whole[1])["scores.log"]
+    run_sweep(*problems.small(), short, out=tmp_path, documents={"config.json": {"n": 21}})
+    run_sweep(*problems.small(), SWEEP, out=tmp_path, resume=True, documents={"config.json": {"n": 49}})
+    assert json.loads(files(tmp_path)["config.json"]) == {"n": 49}
+    other = dataclasses.replace(SWEEP, seed=1)
+    with pytest.raises(RunMismatch):
+        run_sweep(*problems.small(), other, out=tmp_path, resume=True, documents={"config.json": {"n": 1}})
+    assert json.loads(files(tmp_path)["config.json"]) == {"n": 49}
 
 
 def test_a_run_whose_first_scores_are_nan_resumes(tmp_path):
