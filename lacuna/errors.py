@@ -26,7 +26,11 @@ class InvalidInput(LacunaError):
     """An argument outside its domain."""
 
 
-class TreeMismatch(LacunaError):
+class GeometryError(LacunaError):
+    """Vectors that cannot be worked with: not on one tree, not floating, not finite, or too few."""
+
+
+class TreeMismatch(GeometryError):
     """Two trees that must have the same leaves and shapes do not."""
 
 

@@ -1,9 +1,12 @@
-"""Training by AdamW in one compiled loop, reproducible from the data's seed and a config."""
+"""Training in one compiled loop, reproducible from the data's seed and a config.
+
+`fit` trains by AdamW on a schedule and keeps the end point. `recover` takes constant steps and keeps the path.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +15,17 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from lacuna import trees
 from lacuna.errors import InvalidInput
-from lacuna.types import Batch, Loss, Params
+from lacuna.types import Batch, Loss, Params, Rows
 
 BatchAt = Callable[[Any], Batch]
 """`batch_at(step) -> batch`, traceable in the step."""
 
 Progress = Callable[[int, int, float], None]
 """`progress(step, num_steps, loss)`: steps done, steps in all, loss at the last one done."""
+
+Optimiser = Literal["sgd", "momentum", "adam"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,11 @@ def _advance(
     return lax.fori_loop(first, last, update, state)
 
 
+def _as_data(batch_at: BatchAt) -> BatchAt:
+    """A callable that may be an argument of a compiled program."""
+    return jax.tree_util.Partial(batch_at) if jax.tree_util.all_leaves([batch_at]) else batch_at
+
+
 def fit(
     loss: Loss,
     params: Params,
@@ -133,8 +144,7 @@ def fit(
     """
     if progress_every < 1:
         raise InvalidInput("progress_every must be at least 1", got=progress_every)
-    if jax.tree_util.all_leaves([batch_at]):
-        batch_at = jax.tree_util.Partial(batch_at)
+    batch_at = _as_data(batch_at)
     start = jax.tree.map(jnp.array, params)  # a copy: the loop reuses the memory of its state
     state = _State(start, _optimiser(config).init(start), jnp.zeros(config.num_steps, jnp.float32))
     stretch = config.num_steps if progress is None else progress_every
@@ -144,3 +154,154 @@ def fit(
         if progress is not None:
             progress(last, config.num_steps, float(np.asarray(state.losses[last - 1])))
     return Fitted(state.params, state.losses)
+
+
+@dataclass(frozen=True)
+class RecoverConfig:
+    """Recovery with a constant step: no schedule, no clipping, no decay. The paper's values are not available to us.
+
+    Gradient descent and momentum with a constant step are what the Krylov lemma speaks of; Adam is the contrast.
+
+    Attributes:
+      optimiser: `sgd`, plain gradient descent; `momentum`, with a velocity v <- momentum * v + gradient (the heavy
+        ball); `adam`, with bias correction and without decay.
+      learning_rate: of every step.
+      num_steps: updates.
+      momentum: of `momentum` alone.
+      b1: decay of Adam's first moment.
+      b2: decay of Adam's second moment.
+      eps: added to the root of Adam's second moment.
+
+    Raises:
+      InvalidInput: a value outside its domain.
+    """
+
+    optimiser: Optimiser
+    learning_rate: float
+    num_steps: int = 100
+    momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        known = get_args(Optimiser)
+        if self.optimiser not in known:
+            raise InvalidInput(f"RecoverConfig.optimiser must be one of {', '.join(known)}", got=f"`{self.optimiser}`")
+        for name in ("learning_rate", "num_steps", "eps"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"RecoverConfig.{name} must be positive", got=getattr(self, name))
+        for name in ("momentum", "b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(f"RecoverConfig.{name} must be in [0, 1)", got=getattr(self, name))
+
+
+class Trajectory(NamedTuple):
+    """A path from a start, by its updates. The sum of all updates is `end` minus the start, to rounding.
+
+    Attributes:
+      updates: update t is the point after step t minus the point before it; leading axis m on every leaf. In
+        float32, or the leaf's own dtype where that is wider.
+      steps: the step of each update, int32.
+      losses: the loss before each update, of all steps, whether the update was recorded or not.
+      end: the point after the last step.
+    """
+
+    updates: Rows
+    steps: Int[Array, "m"]
+    losses: Float[Array, "num_steps"]
+    end: Params
+
+
+def _constant_step(config: RecoverConfig) -> optax.GradientTransformation:
+    if config.optimiser == "adam":
+        return optax.adam(config.learning_rate, config.b1, config.b2, config.eps)
+    return optax.sgd(config.learning_rate, config.momentum if config.optimiser == "momentum" else None)
+
+
+def _wide(leaf: Array) -> Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _difference(new: Array, old: Array) -> Array:
+    """`new - old` as the two are stored.
+
+    A point in bfloat16 was rounded to it, but XLA on a GPU drops a rounding that is widened again at once
+    (openxla/xla issue 41605), and the difference would be that of a point that never was. It is not allowed to
+    drop `reduce_precision`, which does nothing to a value that was rounded: the exponent keeps the bits of float32,
+    because with fewer the subnormal numbers of float16 would become zero.
+    """
+    if new.dtype.itemsize < 4:
+        exponent_bits, mantissa_bits = jnp.finfo(jnp.float32).nexp, jnp.finfo(new.dtype).nmant
+        return lax.reduce_precision(_wide(new), exponent_bits, mantissa_bits) - _wide(old)
+    return new - old
+
+
+def trajectory(
+    loss: Loss, params: Params, batch_at: BatchAt, config: RecoverConfig, *, recorded: int | None = None
+) -> Trajectory:
+    """`recover` before it is jitted: to be vmapped over starts, or over the data of several seeds.
+
+    The recorded update is the difference of the two points and not what the optimiser asked for: the point
+    rounds each step it takes, and the requested steps would drift from the displacement by one such rounding a
+    step (in bfloat16 by far more than that: most small steps are not taken at all).
+    """
+    recorded = config.num_steps if recorded is None else recorded
+    if not 1 <= recorded <= config.num_steps:
+        raise InvalidInput("recorded must be at least 1 and at most num_steps", got=f"{recorded} of {config.num_steps}")
+    for name, leaf in zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InvalidInput(
+                "recovery moves every leaf, so all must be floating",
+                got=f"`{name}` of {leaf.dtype}",
+                hint="leave the frozen leaves out of params and bind them to the loss",
+            )
+    optimiser = _constant_step(config)
+    wide = jax.tree.map(_wide, params)
+
+    def step(state: Any, index: Int[Array, ""]) -> tuple[Any, Float[Array, ""]]:
+        point, moments, updates = state
+        value, gradient = jax.value_and_grad(loss)(point, batch_at(index))
+        request, moments = optimiser.update(jax.tree.map(_wide, gradient), moments, point)
+        new = trees.axpy(1.0, request, point)
+        # One loop with a buffer, not a loop for the prefix and one for the rest: that would compile the gradient
+        # twice. Past the prefix its last row is written with what it holds.
+        row = jnp.minimum(index, recorded - 1)
+        updates = jax.tree.map(
+            lambda rows, a, b: rows.at[row].set(jnp.where(index < recorded, _difference(a, b), rows[row])),
+            updates,
+            new,
+            point,
+        )
+        return (new, moments, updates), value.astype(jnp.float32)
+
+    updates = jax.tree.map(lambda leaf: jnp.zeros((recorded, *leaf.shape), leaf.dtype), wide)
+    steps = jnp.arange(config.num_steps, dtype=jnp.int32)
+    (end, _, updates), losses = lax.scan(step, (params, optimiser.init(wide), updates), steps)
+    return Trajectory(updates, steps[:recorded], losses, end)
+
+
+_trajectory = jax.jit(trajectory, static_argnames=("loss", "config", "recorded"))
+
+
+def recover(
+    loss: Loss, params: Params, batch_at: BatchAt, config: RecoverConfig, *, recorded: int | None = None
+) -> Trajectory:
+    """Train from a forgotten point with constant steps, and record the updates; deterministic.
+
+    One compiled loop. Its memory is that of a training step and `recorded` x P for the updates. Under `jax.vmap`
+    it runs many recoveries at once: over starts, or over the data if `batch_at` is a pytree. A point in bfloat16
+    stands still where a step is below half its last bit, a relative 0.2 to 0.4 %: recover in float32.
+
+    Args:
+      loss: what to minimise; the same function object again means no second compilation.
+      params: where to start; not touched. All leaves are floating.
+      batch_at: batch of each step, drawn inside the compiled loop. A callable that is a pytree (such as a
+        `tasks.Mixture`) is passed in as data, so that another seed needs no second compilation.
+      config: the optimiser and the number of steps.
+      recorded: keep this many updates, the first ones; all of them if it is None. The rest count in `end` alone.
+
+    Raises:
+      InvalidInput: `recorded` is not in 1..num_steps, or a leaf is not floating; names the leaf.
+    """
+    return _trajectory(loss, params, _as_data(batch_at), config, recorded=recorded)

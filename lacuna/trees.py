@@ -43,8 +43,8 @@ def check_match(asked: str, a: Any, b: Any) -> None:
 
     Works on shapes alone, so it is free under tracing.
     """
-    left = {leaf_name(p): jnp.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(a)}
-    right = {leaf_name(p): jnp.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(b)}
+    left = {leaf_name(p): np.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(a)}
+    right = {leaf_name(p): np.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(b)}
     for name in [*left, *right]:
         if left.get(name) != right.get(name):
             first, second = (f"shape {t[name]}" if name in t else "no such leaf" for t in (left, right))

@@ -17,6 +17,12 @@ Params = PyTree[Array]
 Delta = PyTree[Array]
 """A vector on the tree of some `Params`."""
 
+Rows = PyTree[Array]
+"""Several vectors on one tree: a `Delta` with a leading axis k on every leaf."""
+
+Shapes = PyTree[Array | jax.ShapeDtypeStruct]
+"""A tree of which shapes and dtypes alone are read; `jax.eval_shape` makes one without memory."""
+
 Key = jax.Array
 """A typed threefry key, shape `[]`; made by `lacuna.keys`."""
 

@@ -43,3 +43,58 @@ def full_sort(scores: np.ndarray, sigmas: tuple[float, ...], k: int) -> list[tup
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation of two arrays of equal size."""
     return float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
+
+
+def flat_rows(rows: Any) -> np.ndarray:
+    """Rows as a float64 matrix [k, P]."""
+    leaves = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(rows)]
+    k = leaves[0].shape[0]
+    return np.concatenate([np.zeros((k, 0)), *(leaf.reshape(k, -1) for leaf in leaves)], axis=1)
+
+
+def like_rows(matrix: np.ndarray, like: Any) -> Any:
+    """The rows of a matrix [k, P] on the tree of `like`, float32."""
+    leaves, treedef = jax.tree.flatten(like)
+    cuts = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts = np.split(matrix, cuts, axis=1)
+    return treedef.unflatten(
+        [np.float32(part.reshape(len(matrix), *np.shape(leaf))) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def gram_schmidt(matrix: np.ndarray) -> np.ndarray:
+    """Orthonormal rows in order, by float64 Gram-Schmidt with three passes; dependent rows are left out."""
+    found: list[np.ndarray] = []
+    for vector in matrix:
+        rest = vector.copy()
+        for _ in range(3):
+            for q in found:
+                rest -= (q @ rest) * q
+        if np.linalg.norm(rest) > 1e-5 * np.linalg.norm(vector):
+            found.append(rest / np.linalg.norm(rest))
+    return np.asarray(found).reshape(-1, matrix.shape[1])
+
+
+def capture_mass(q: np.ndarray, d: np.ndarray) -> float:
+    """`|Q d|^2 / |d|^2` for orthonormal rows."""
+    return float(np.sum((q @ d) ** 2) / (d @ d))
+
+
+def krylov_rows(a: np.ndarray, g: np.ndarray, k: int) -> np.ndarray:
+    """Orthonormal rows of `g, A g, ...`: each product is made orthogonal before the next, in float64."""
+    rows = [g / np.linalg.norm(g)]
+    while len(rows) < k:
+        rest = a @ rows[-1]
+        for _ in range(3):
+            for q in rows:
+                rest = rest - (q @ rest) * q
+        rows.append(rest / np.linalg.norm(rest))
+    return np.asarray(rows)
+
+
+def planted_angles(angles: list[float], size: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal rows of two subspaces [k, size] with these principal angles, in general position."""
+    k = len(angles)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, 2 * k)))[0].T
+    a, outside = rotation[:k], rotation[k:]
+    return a, np.cos(angles)[:, None] * a + np.sin(angles)[:, None] * outside

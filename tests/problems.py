@@ -137,3 +137,18 @@ def bfloat16(seed: int = 0) -> Problem:
 def stacked(leaf_name: str) -> bool:
     """Which leaves of `transformer` carry a layer axis."""
     return leaf_name.startswith("layers/")
+
+
+ODD_TREE = {"a": (30, 7), "b": [(), (41,)], "nothing": (0, 3), "stacked": (3, 5, 2)}
+"""Shapes of leaves of every kind: a matrix, a scalar, a vector, an empty one, and layers."""
+
+
+def odd_rows(k: int, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    """k random vectors on `ODD_TREE`; P = 282."""
+    rng = np.random.default_rng(seed)
+    return _fill(ODD_TREE, lambda shape: jnp.asarray(rng.normal(size=(k, *shape)), dtype))
+
+
+def odd_vector(*, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    """A random vector on `ODD_TREE`."""
+    return jax.tree.map(lambda x: x[0], odd_rows(1, seed=seed, dtype=dtype))

@@ -1,0 +1,92 @@
+"""Where two subspaces lie to each other."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lacuna.geometry import rows as ops
+from lacuna.geometry.basis import Basis, triangularise
+from lacuna.types import Rows
+
+
+@jax.jit
+def principal_angles(a: Basis, b: Basis) -> Float[Array, "r"]:
+    """Principal angles between two subspaces, smallest first.
+
+    Cosines and sines are combined, because the arccos of a float32 cosine cannot see angles below 5e-4: below
+    pi/4 an angle is the arcsine of what the smaller subspace has outside of the larger.
+
+    Args:
+      a: orthonormal rows, k_a of them.
+      b: orthonormal rows on the same tree, k_b of them.
+
+    Returns:
+      Radians, float32, ascending, in [0, pi/2]; r = min(k_a, k_b). Angles beyond the smaller of the two ranks
+      are NaN: there are no such directions.
+
+    Raises:
+      GeometryError: the bases live on different trees; names the first leaf.
+
+    Source: Björck and Golub (1973).
+    """
+    large, small = (a, b) if a.capacity >= b.capacity else (b, a)
+    r = small.capacity
+    mixed = ops.gram(small.rows, large.rows)
+    left, cosines, _ = jnp.linalg.svd(mixed, full_matrices=False)
+    # Principal vectors of the small subspace, nearest first, and what of each lies outside of the large one.
+    nearest = ops.combine(left.T, small.rows)
+    near = cosines > 0.5**0.5
+    outside = jax.lax.map(lambda v: _outside(large.rows, v), nearest)
+    # Cosines near one are equal in float32, so the nearest vectors come out mixed: their sines are singular values.
+    outside = jax.tree.map(lambda x: jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), outside)
+    sines = jnp.sort(jnp.linalg.svd(triangularise(outside).coefficients, compute_uv=False))
+    sines = jnp.roll(sines, jnp.sum(near))  # the rows that were set to zero gave zeros, which sort first
+    angles = jnp.where(near, jnp.arcsin(jnp.clip(sines, 0.0, 1.0)), jnp.arccos(jnp.clip(cosines, 0.0, 1.0)))
+    rank = jnp.minimum(a.rank, b.rank)
+    return jnp.where(jnp.arange(r) < rank, angles, jnp.nan)
+
+
+def _outside(rows: Rows, delta: Rows) -> Rows:
+    for _ in range(2):
+        delta = ops.subtract(delta, ops.combine(ops.products(rows, delta), rows))
+    return delta
+
+
+@jax.jit
+def overlap(a: Basis, b: Basis) -> Float[Array, ""]:
+    """`|Q_a Q_b^T|_F^2 / min(k_a, k_b)`: 1 if one subspace contains the other, 0 if they are orthogonal.
+
+    Two random subspaces overlap by max(k_a, k_b) / P on average. The ranks count, not the room; NaN where one
+    of them is 0.
+
+    Raises:
+      GeometryError: the bases live on different trees; names the first leaf.
+    """
+    return jnp.sum(jnp.square(ops.gram(a.rows, b.rows))) / jnp.minimum(a.rank, b.rank)
+
+
+class Drift(NamedTuple):
+    """How far a subspace has moved.
+
+    Attributes:
+      overlap: with where it was, float32[].
+      angles: principal angles in radians, float32[r].
+      random_overlap: what two random subspaces of these ranks would have.
+    """
+
+    overlap: Float[Array, ""]
+    angles: Float[Array, "r"]
+    random_overlap: Float[Array, ""]
+
+
+@jax.jit
+def drift(before: Basis, after: Basis) -> Drift:
+    """Overlap and angles of a subspace with an earlier one, beside the random level.
+
+    What sampling alone costs is not in it: compare with the overlap of two halves of the data at one step.
+    """
+    num_params = sum(x.size // max(1, x.shape[0]) for x in jax.tree.leaves(before.rows))
+    level = jnp.maximum(before.rank, after.rank) / max(1, num_params)
+    return Drift(overlap(before, after), principal_angles(before, after), level)

@@ -1,0 +1,187 @@
+"""Orthonormal bases of subspaces of a parameter tree."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from lacuna.errors import GeometryError
+from lacuna.geometry import rows as ops
+from lacuna.geometry.status import Status, flag, kernel
+from lacuna.types import Delta, Rows, Shapes
+
+DROP = 64 * ops.EPS
+"""A vector of which less than this share is new lies in the span: the rest of it is rounding."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rows", "rank", "status"], meta_fields=["method"])
+@dataclass(frozen=True)
+class Basis:
+    """A subspace of a parameter tree.
+
+    Attributes:
+      rows: leading axis k on every leaf, float32. Orthonormal in the tree's inner product up to `rank`, zero
+        beyond it.
+      rank: dimension of the subspace, int32[], at most k.
+      status: bits of `Status`, int32[]; 0 where there is nothing to say.
+      method: what made it.
+
+    Under `vmap` all of them have the batch's axes in front.
+    """
+
+    rows: Rows
+    rank: Int[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    method: str = "orthonormalise"
+
+    @property
+    def capacity(self) -> int:
+        """k, the number of rows there is room for."""
+        return jax.tree.leaves(self.rows)[0].shape[0]
+
+
+class Split(NamedTuple):
+    """A vector as its part in a span and the rest.
+
+    Attributes:
+      inside: coefficients on the rows.
+      rest: what is orthogonal to all rows.
+    """
+
+    inside: Float[Array, "k"]
+    rest: Delta
+
+
+def split(rows: Rows, delta: Delta) -> Split:
+    """Classical Gram-Schmidt, twice: the second pass removes what the rounding of the first left behind.
+
+    Source: Giraud, Langou, Rozloznik and van den Eshof (2005): twice is enough.
+    """
+    first = ops.products(rows, delta)
+    rest = ops.subtract(delta, ops.combine(first, rows))
+    second = ops.products(rows, rest)
+    return Split(first + second, ops.subtract(rest, ops.combine(second, rows)))
+
+
+def empty(like: Shapes, *, capacity: int, method: str = "append") -> Basis:
+    """A basis of rank 0 on the tree of `like` with room for `capacity` rows; to be grown by `append`."""
+    ops.check_floating(like)
+    if capacity < 0:
+        raise GeometryError("capacity must not be negative", got=capacity)
+    rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), jnp.float32), like)
+    return Basis(rows, jnp.int32(0), jnp.int32(0), method)
+
+
+class Appended(NamedTuple):
+    """Result of `append`.
+
+    Attributes:
+      basis: the grown basis; the old one if the vector brought nothing new.
+      coefficients: of the vector on the rows of the grown basis, float32[k].
+      status: of this step alone, int32[].
+    """
+
+    basis: Basis
+    coefficients: Float[Array, "k"]
+    status: Int[Array, ""]
+
+
+def grow(basis: Basis, delta: Delta, floor: Float[Array, ""] | float = 0.0) -> Appended:
+    """`append`, unchecked; `floor` is a length below which a vector is nothing but rounding, whatever its own."""
+    k = basis.capacity
+    small, scale = ops.scaled(delta)
+    before = jnp.sqrt(ops.squared_norm(small))
+    inside, rest = split(basis.rows, small)
+    length = jnp.sqrt(ops.squared_norm(rest))
+    finite, room = jnp.isfinite(before), basis.rank < k
+    independent = (length > DROP * before) & (length * scale > floor)  # false for NaN
+    new = finite & independent & room
+    status = flag(Status.ZERO, before == 0) | flag(Status.NOT_FINITE, ~finite)
+    status |= flag(Status.DEPENDENT, finite & ~independent) | flag(Status.FULL, finite & independent & ~room)
+    rows = basis.rows
+    if k:
+        place = jnp.minimum(basis.rank, k - 1)
+        unit = ops.divide(rest, jnp.where(new, length, 1.0))
+        rows = ops.set_row(rows, place, jax.tree.map(lambda u, x: jnp.where(new, u, x), unit, ops.row(rows, place)))
+        inside = inside.at[place].add(jnp.where(new, length, 0.0))
+    grown = Basis(rows, basis.rank + new, basis.status | status, basis.method)
+    return Appended(grown, inside * scale, status)
+
+
+@kernel()
+def append(basis: Basis, delta: Delta) -> Appended:
+    """Grow a basis by one vector.
+
+    Args:
+      basis: as made by `empty`, or any other; its `rows` say how much room there is.
+      delta: the vector.
+
+    Returns:
+      The grown basis. A vector that is zero (ZERO), in the span already (DEPENDENT), not finite (NOT_FINITE) or
+      beyond the room (FULL) leaves it as it was, but for the status.
+
+    Raises:
+      GeometryError: `delta` lives on another tree, or (eagerly) is not finite; names the leaf.
+    """
+    ops.check_on_tree("append", basis.rows, delta)
+    return grow(basis, delta)
+
+
+class Triangular(NamedTuple):
+    """Rows in terms of an orthonormal basis of their span: `row_j = sum_i coefficients[j, i] basis_row_i`.
+
+    Attributes:
+      basis: of the span.
+      coefficients: float32[k, k], lower triangular where no row was dropped.
+      ranks: dimension of the span of the first j + 1 rows, int32[k].
+    """
+
+    basis: Basis
+    coefficients: Float[Array, "k k"]
+    ranks: Int[Array, "k"]
+
+
+def triangularise(rows: Rows, *, method: str = "orthonormalise", floor: Float[Array, ""] | float = 0.0) -> Triangular:
+    """`orthonormalise`, unchecked, with the coefficients; `floor` as in `grow`."""
+    k = ops.check_rows(rows)
+    start = Triangular(empty(ops.like_one(rows), capacity=k, method=method), jnp.zeros((k, k)), jnp.zeros(k, jnp.int32))
+
+    def add(j: Int[Array, ""], state: Triangular) -> Triangular:
+        basis, coefficients, _ = grow(state.basis, ops.row(rows, j), floor)
+        return Triangular(basis, state.coefficients.at[j].set(coefficients), state.ranks.at[j].set(basis.rank))
+
+    found = lax.fori_loop(0, k, add, start) if k else start
+    return found._replace(basis=nothing_if_not_finite(found.basis))
+
+
+def nothing_if_not_finite(basis: Basis) -> Basis:
+    """The basis, emptied if something that went into it was not finite: a part of it would pass for the whole."""
+    usable = (basis.status & Status.NOT_FINITE) == 0
+    rows = jax.tree.map(lambda x: jnp.where(usable, x, jnp.zeros_like(x)), basis.rows)
+    return Basis(rows, jnp.where(usable, basis.rank, 0), basis.status, basis.method)
+
+
+@kernel("method")
+def orthonormalise(rows: Rows, *, method: str = "orthonormalise") -> Basis:
+    """An orthonormal basis of the span of rows, of any conditioning and at any scale.
+
+    Rows are taken in order, by Gram-Schmidt with a second pass, so the first j basis rows span what the first
+    rows span. A row that lies in the span of those before it, to 64 eps of its own length, is dropped and the
+    next one takes its place.
+
+    Args:
+      rows: k vectors in any floating dtype; the arithmetic is float32.
+      method: name that the basis carries.
+
+    Returns:
+      A basis with room for k rows. `|Q Q^T - I|` is within 10 eps in the 2-norm at any P. Status: DEPENDENT
+      if rows were dropped, ZERO if one of them was zero, NOT_FINITE (and rank 0) under `jit`.
+
+    Raises:
+      GeometryError: a leaf that is not floating, no common leading axis, or (eagerly) not finite; names the leaf.
+    """
+    return triangularise(rows, method=method).basis

@@ -1,0 +1,138 @@
+"""How much of a vector lies in a subspace, and how much of a loss drop survives there.
+
+The paper's 77 % does not say its power: here `mass` is always the share of the squared norm and `norm` its
+square root (0.77 of mass is 0.877 of norm). Mass adds over orthogonal subspaces, and a random subspace of
+rank k has mass k / P on average; neither holds for the norm.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lacuna import trees
+from lacuna.geometry import rows as ops
+from lacuna.geometry.basis import Basis
+from lacuna.geometry.status import Status, flag, kernel
+from lacuna.types import Delta, Params
+
+
+class Capture(NamedTuple):
+    """The part of a vector in a subspace.
+
+    Attributes:
+      mass: `|Q d|^2 / |d|^2`, float32[] in [0, 1]; 0 for a zero vector, NaN for one that is not finite.
+      norm: its square root.
+      lost: `|d - Q^T Q d|^2 / |d|^2`, from the residual itself, so that it is right far below eps.
+      status: ZERO or NOT_FINITE for the vector, int32[].
+    """
+
+    mass: Float[Array, ""]
+    norm: Float[Array, ""]
+    lost: Float[Array, ""]
+    status: Int[Array, ""]
+
+
+@kernel()
+def capture(basis: Basis, delta: Delta) -> Capture:
+    """How much of `delta` lies in the subspace.
+
+    Args:
+      basis: orthonormal rows on the tree of `delta`, in any floating dtype.
+      delta: the vector, in any floating dtype; the arithmetic is float32.
+
+    Raises:
+      GeometryError: the trees differ, or (eagerly) an element is not finite; names the leaf.
+    """
+    ops.check_on_tree("capture", basis.rows, delta)
+    small, _ = ops.scaled(delta)
+    total = ops.squared_norm(small)
+    inside = ops.products(basis.rows, small)
+    rest = ops.subtract(small, ops.combine(inside, basis.rows))
+    # What the rounding of the products left in the residual lies in the span: it is not lost.
+    rest = ops.subtract(rest, ops.combine(ops.products(basis.rows, rest), basis.rows))
+    safe = jnp.where(total > 0, total, 1.0)
+    lost = jnp.where(total > 0, jnp.minimum(ops.squared_norm(rest) / safe, 1.0), 0.0)
+    mass = jnp.where(lost < 0.5, 1.0 - lost, jnp.minimum(jnp.sum(jnp.square(inside)) / safe, 1.0))
+    mass = jnp.where(total > 0, mass, 0.0)
+    finite = jnp.isfinite(total)
+    mass, lost = (jnp.where(finite, share, jnp.nan) for share in (mass, lost))
+    status = flag(Status.ZERO, total == 0) | flag(Status.NOT_FINITE, ~finite)
+    return Capture(mass, jnp.sqrt(mass), lost, status)
+
+
+@kernel()
+def project(basis: Basis, delta: Delta) -> Delta:
+    """`Q^T Q delta`, the nearest vector in the subspace; float32, leaf by leaf.
+
+    Raises:
+      GeometryError: the trees differ; names the leaf.
+    """
+    ops.check_on_tree("project", basis.rows, delta)
+    small, scale = ops.scaled(delta)
+    return ops.divide(ops.combine(ops.products(basis.rows, small), basis.rows), 1 / scale)
+
+
+class Signal(NamedTuple):
+    """How much of a gradient a subspace sees.
+
+    Attributes:
+      mass: `|Q a|^2`, in the unit of the squared gradient, float32[].
+      density: mass for each dimension of the subspace: what ranks subspaces for a random search at equal radius.
+      status: ZERO where the subspace has rank 0, NOT_FINITE for the gradient, int32[].
+    """
+
+    mass: Float[Array, ""]
+    density: Float[Array, ""]
+    status: Int[Array, ""]
+
+
+@kernel()
+def signal(basis: Basis, gradient: Delta) -> Signal:
+    """Signal mass and density of a subspace for a gradient.
+
+    Args:
+      basis: the subspace; its `rank` counts, not its room.
+      gradient: on the same tree.
+
+    Raises:
+      GeometryError: the trees differ, or (eagerly) an element is not finite; names the leaf.
+
+    Source: arXiv 2606.10929, Proposition 1; the density is fixed here as mass / k.
+    """
+    ops.check_on_tree("signal", basis.rows, gradient)
+    small, scale = ops.scaled(gradient)
+    mass = jnp.sum(jnp.square(ops.products(basis.rows, small))) * scale * scale
+    finite = jnp.isfinite(ops.largest(gradient))
+    mass = jnp.where(finite, mass, jnp.nan)
+    status = flag(Status.ZERO, basis.rank == 0) | flag(Status.NOT_FINITE, ~finite)
+    return Signal(mass, mass / jnp.maximum(basis.rank, 1), status)
+
+
+def functional_recovery(
+    loss: Callable[[Params], Float[Array, ""]], start: Params, displacement: Delta, basis: Basis
+) -> Float[Array, ""]:
+    """The share of the loss drop that survives when the displacement is replaced by its projection.
+
+    `(L(start) - L(start + Q^T Q d)) / (L(start) - L(start + d))`: 1 if the subspace holds all that matters, 0
+    if it holds nothing, negative where the projection is worse than the start, and above 1 where it is better
+    than the end.
+
+    Args:
+      loss: of the parameters alone.
+      start: where the displacement begins.
+      displacement: end minus start.
+      basis: on the same tree.
+    """
+    drop = loss(start) - loss(trees.axpy(1.0, displacement, start))
+    return (loss(start) - loss(trees.axpy(1.0, project(basis, displacement), start))) / drop
+
+
+def random_mass(rank: int | Int[Array, ""], like: Delta) -> Float[Array, ""]:
+    """k / P: the mean mass that a uniformly random subspace captures of any fixed vector.
+
+    Its law is Beta(k / 2, (P - k) / 2).
+    """
+    return jnp.asarray(rank, jnp.float32) / max(1, sum(x.size for x in jax.tree.leaves(like)))

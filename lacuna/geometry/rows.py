@@ -1,0 +1,164 @@
+"""Inner products and combinations of rows: every pass of the geometry over P-sized data.
+
+Rows are one tree with a leading axis k on each leaf. No tree is ever ravelled and no leaf reshaped, so a
+sharded leaf stays where it is, and the k inner products of a pass are reduced together.
+
+A long float32 dot product is what limits orthogonality at large P: `rows @ delta` loses 178 eps at
+P = 8e6 where multiply-and-sum, which XLA adds up as a tree, loses 5. So sums over P are multiply-and-sum;
+sums over the k rows are short, and are matrix products.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from lacuna import trees
+from lacuna.errors import GeometryError
+from lacuna.types import Delta, Rows, Shapes
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def check_rows(rows: Shapes) -> int:
+    """k, the length of the leading axis that all leaves share.
+
+    Raises:
+      GeometryError: no leaf, a leaf that is not floating or has no leading axis, or two that disagree.
+    """
+    check_floating(rows)
+    named = [(trees.leaf_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(rows)]
+    if not named:
+        raise GeometryError("rows need at least one leaf", got="an empty tree")
+    first, shape = named[0]
+    for name, other in named:
+        if not other:
+            raise GeometryError("every leaf of rows needs a leading axis k", got=f"`{name}` of shape ()")
+        if other[0] != shape[0]:
+            raise GeometryError(
+                "all leaves of rows need the same leading axis k",
+                got=f"`{first}` of shape {shape} and `{name}` of shape {other}",
+            )
+    return shape[0]
+
+
+def check_floating(tree: Shapes) -> None:
+    """Raise `GeometryError` at the first leaf that is not real and floating: it has no direction."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise GeometryError(
+                "a vector has floating leaves only",
+                got=f"`{trees.leaf_name(path)}` of dtype {leaf.dtype}",
+                hint="leave counters and other integer leaves out of the tree",
+            )
+
+
+def check_on_tree(asked: str, rows: Shapes, delta: Shapes) -> None:
+    """Raise unless `delta` lives on the tree of the rows; names the first leaf that differs, with both shapes."""
+    check_rows(rows)
+    check_floating(delta)
+    trees.check_match(asked, like_one(rows), delta)
+
+
+def like_one(rows: Shapes) -> Shapes:
+    """Shapes and dtypes of one row."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+
+
+def pairwise_sum(parts: list[Array]) -> Array:
+    """Sum over leaves in a balanced tree: its rounding error grows with the logarithm of their number."""
+    while len(parts) > 1:
+        parts = [sum(parts[i + 1 : i + 2], start=parts[i]) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def products(rows: Rows, delta: Delta) -> Float[Array, "k"]:
+    """`<row_i, delta>` for every row, float32."""
+
+    def of_leaf(r: Array, d: Array) -> Float[Array, "k"]:
+        return jnp.sum(r.astype(jnp.float32) * d.astype(jnp.float32), axis=tuple(range(1, r.ndim)))
+
+    return pairwise_sum(jax.tree.leaves(jax.tree.map(of_leaf, rows, delta)))
+
+
+def combine(coefficients: Float[Array, "*m k"], rows: Rows) -> Delta | Rows:
+    """`sum_i c_i row_i`, float32: one vector for coefficients of shape [k], m rows for a matrix [m, k]."""
+
+    def of_leaf(r: Array) -> Array:
+        axes = (((coefficients.ndim - 1,), (0,)), ((), ()))
+        return lax.dot_general(
+            coefficients, r.astype(jnp.float32), axes, lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
+
+    return jax.tree.map(of_leaf, rows)
+
+
+def gram(rows: Rows, other: Rows | None = None) -> Float[Array, "k m"]:
+    """Inner products of all rows with all rows of `other` (default: with themselves).
+
+    Args:
+      rows: k vectors, in any floating dtype.
+      other: m vectors on the same tree.
+
+    Returns:
+      float32, accumulated in float32. These are the products themselves: they underflow to zero for vectors
+      shorter than about 1e-19 and overflow above 1e19.
+
+    Raises:
+      GeometryError: the trees differ; names the first leaf and both shapes.
+    """
+    other = rows if other is None else other
+    check_rows(other)
+    check_on_tree("gram", rows, like_one(other))
+    return lax.map(lambda r: products(other, r), rows)
+
+
+def row(rows: Rows, index: int | Int[Array, ""]) -> Delta:
+    """Row `index`, in its storage dtype."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), rows)
+
+
+def set_row(rows: Rows, index: int | Int[Array, ""], delta: Delta) -> Rows:
+    """The rows with row `index` replaced."""
+    return jax.tree.map(lambda x, d: lax.dynamic_update_index_in_dim(x, d.astype(x.dtype), index, 0), rows, delta)
+
+
+def largest(delta: Delta) -> Float[Array, ""]:
+    """The largest absolute value: 0 for an empty tree, not finite if an element is not."""
+    parts = [jnp.max(jnp.abs(x.astype(jnp.float32)), initial=0.0) for x in jax.tree.leaves(delta)]
+    return jnp.max(jnp.stack(parts))
+
+
+def power_of_two(size: Float[Array, ""]) -> Float[Array, ""]:
+    """The power of two at or below `size`, 1 where that is zero or not finite. Dividing by it is exact.
+
+    It stays where its reciprocal is a normal number too: a compiler may multiply by that instead.
+    """
+    usable = jnp.isfinite(size) & (size > 0)
+    exponent = jnp.frexp(jnp.where(usable, size, 1.0))[1] - 1
+    return jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -126, 126))
+
+
+def scaled(delta: Delta) -> tuple[Delta, Float[Array, ""]]:
+    """`(delta / s, s)` in float32, with s a power of two near the largest element.
+
+    Squares of numbers below 1e-19 underflow in float32, and above 1e19 overflow. These cannot.
+    """
+    size = power_of_two(largest(delta))
+    return divide(delta, size), size
+
+
+def divide(delta: Delta, by: Float[Array, ""]) -> Delta:
+    """`delta / by`, float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) / by, delta)
+
+
+def squared_norm(delta: Delta) -> Float[Array, ""]:
+    """`<delta, delta>`, float32."""
+    return pairwise_sum([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(delta)])
+
+
+def subtract(a: Delta, b: Delta) -> Delta:
+    """`a - b`, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)

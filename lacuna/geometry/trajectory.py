@@ -1,0 +1,107 @@
+"""Bases made of displacements: the first updates of a run, and task vectors."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from lacuna.errors import GeometryError
+from lacuna.geometry import rows as ops
+from lacuna.geometry.basis import Basis, triangularise
+from lacuna.geometry.status import Status, kernel
+from lacuna.types import Delta, Rows
+
+
+@kernel("rank")
+def trajectory_prefix(updates: Rows, *, rank: int) -> Basis:
+    """The span of the first `rank` updates of a run.
+
+    Args:
+      updates: m updates in order, as a `Trajectory` keeps them.
+      rank: how many of them.
+
+    Returns:
+      A basis with room for `rank` rows; the actual rank is lower where updates are dependent (DEPENDENT).
+
+    Raises:
+      GeometryError: fewer updates than `rank`, or (eagerly) one that is not finite.
+
+    Source: arXiv 2606.10929.
+    """
+    m = ops.check_rows(updates)
+    if not 0 <= rank <= m:
+        raise GeometryError("rank must be between 0 and the number of updates", got=f"rank {rank} of {m} updates")
+    return triangularise(jax.tree.map(lambda x: x[:rank], updates), method="trajectory_prefix").basis
+
+
+@kernel()
+def task_vector_basis(displacements: Rows) -> Basis:
+    """The span of task vectors: displacements from one starting point to the end points of as many trainings.
+
+    Raises:
+      GeometryError: rows of no common tree, or (eagerly) not finite; names the leaf.
+    """
+    return triangularise(displacements, method="task_vector").basis
+
+
+@jax.jit
+def prefix_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
+    """Capture mass of `delta` by the span of the first 1, 2, ..., m updates: all from one orthonormalisation.
+
+    With `delta` the displacement of the same run this is inflated, because the prefix contains its own steps:
+    `remainder_captures` leaves them out, and the displacement of another run of the same start is the honest
+    control.
+
+    Args:
+      updates: m updates in order.
+      delta: on the same tree.
+
+    Returns:
+      Mass, ascending; NaN if an element is not finite, 0 for a zero vector.
+
+    Raises:
+      GeometryError: the trees differ; names the leaf.
+    """
+    ops.check_on_tree("prefix_captures", updates, delta)
+    basis, _, ranks = triangularise(updates)
+    small, _ = ops.scaled(delta)
+    inside = jnp.square(ops.products(basis.rows, small))
+    return _share(jnp.cumsum(inside), ranks, ops.squared_norm(small), basis)
+
+
+@jax.jit
+def remainder_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
+    """Capture mass of what is left of `delta` after the first 1, 2, ..., m updates, by the span of those updates.
+
+    Args:
+      updates: the first m updates of the run.
+      delta: the displacement of the whole run.
+
+    Returns:
+      Mass of `delta - sum_{i <= m} update_i`; 0 where nothing is left, NaN if an element is not finite.
+
+    Raises:
+      GeometryError: the trees differ; names the leaf.
+    """
+    ops.check_on_tree("remainder_captures", updates, delta)
+    basis, _, ranks = triangularise(updates)
+    m = ranks.shape[0]
+
+    def after(rest: Delta, j: Int[Array, ""]) -> tuple[Delta, Float[Array, ""]]:
+        rest = ops.subtract(rest, jax.tree.map(lambda x: x.astype(jnp.float32), ops.row(updates, j)))
+        small, _ = ops.scaled(rest)
+        inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small)))
+        return rest, _share(inside, ranks[j], ops.squared_norm(small), basis)
+
+    whole = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
+    return lax.scan(after, whole, jnp.arange(m))[1]
+
+
+def _share(
+    inside: Float[Array, "m"], rank: Int[Array, "*n"], total: Float[Array, ""], basis: Basis
+) -> Float[Array, "*n"]:
+    """Cumulated mass at a rank, as a share of the total; NaN from anything that is not finite."""
+    at_rank = jnp.concatenate([jnp.zeros(1), inside])[rank]
+    share = jnp.where(total > 0, jnp.minimum(at_rank / jnp.where(total > 0, total, 1.0), 1.0), 0.0)
+    good = jnp.isfinite(total) & jnp.all(jnp.isfinite(inside)) & ((basis.status & Status.NOT_FINITE) == 0)
+    return jnp.where(good, share, jnp.nan)
