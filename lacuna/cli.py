@@ -139,7 +139,8 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
-        return complain(f"lacuna: the sweep must fit into memory; got {first}. Try: fewer candidates or --width 1.", 2)
+        smaller = "--num-candidates" if isinstance(error, MemoryError) else "--batch-size or --width"
+        return complain(f"lacuna: the sweep must fit into memory; got {first}. Try: a smaller {smaller}.", 2)
     return 0
 
 
@@ -167,12 +168,16 @@ def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()
         found = search.sweep_records(result, around)
         found += search.held_out_records(result, objective, setup.params, batch, held_out)
         found += _metric_records(result, setup, held_out)
+        # Only now: an interrupted extension leaves the report of what was finished as it was.
+        rundir.write_json(out / "config.json", config)
+        rundir.write_json(out / "environment.json", _environment(out, result))
         rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
         records.write(out / "records.jsonl", found)
         written = sweep_report.write_report(out)
     except KeyboardInterrupt:
         again = f"the same command with --out {shlex.quote(str(out))} goes on from there"
-        raise KeyboardInterrupt(f": what was scored is in {out}; {again}" if out.exists() else "") from None
+        told = f": what was scored is in {out}; {again}" if (out / "scores.log").exists() else ""
+        raise KeyboardInterrupt(told) from None
     console.print(_table(sweep_report.sigma_rows(found)))
     console.print(sweep_report.summary(found))
     console.print(f"Report: {written}", soft_wrap=True)
@@ -228,6 +233,20 @@ def _search(console: Console, setup: "Setup", settings: "Sweep", out: Path, conf
             documents={"config.json": config, "environment.json": rundir.environment(machine)},
             progress=lambda done, total: advance(done, total, ""),
         )
+
+
+def _environment(out: Path, result: "SweepResult") -> dict[str, Any]:
+    """What the scores were made with: of this call if it scored any, and of earlier ones that did it otherwise."""
+    from lacuna import meshes
+    from lacuna.reports import rundir
+
+    before = rundir.read_json(out / "environment.json")
+    if not result.num_scored:
+        return before
+    now = rundir.environment(meshes.describe(meshes.candidate_mesh()))
+    told = ("commit", "dirty", "machine", "num_devices", "device_kind")
+    earlier = [*before.get("earlier", []), {name: before[name] for name in told}]
+    return now | {"earlier": [one for one in earlier if one != {name: now[name] for name in told}]}
 
 
 def report(command: ReportCommand, console: Console) -> None:

@@ -99,12 +99,25 @@ def test_a_shorter_run_is_refused_and_the_longer_one_left_alone(lacuna, copied, 
     assert content(copied) == before
 
 
-def test_a_sweep_interrupted_while_it_is_extended_is_not_reported_as_finished(lacuna, copied, monkeypatch, capsys):
+@pytest.mark.parametrize("change", [["--num-candidates", "40"], ["--num-candidates", "20", "--probes", "4"]])
+def test_an_interrupted_second_call_leaves_the_report_of_the_first(lacuna, copied, monkeypatch, change):
+    before = (copied / "report.md").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "append", interrupt)
-        assert lacuna("sweep", "--num-candidates", "40", *SETTINGS, "--out", str(copied)) == cli.INTERRUPTED
-    assert lacuna("report", str(copied)) == 2
-    assert re.search(r"of 40 draws; got records of 20. Try: lacuna sweep .* --out ", capsys.readouterr().err)
+        patched.setattr(search, "landscape", interrupt)
+        assert lacuna("sweep", *SETTINGS, *change, "--out", str(copied)) == cli.INTERRUPTED
+    assert lacuna("report", str(copied)) == 0
+    assert (copied / "report.md").read_bytes() == before
+
+
+def test_scores_keep_the_name_of_the_commit_that_made_them(lacuna, copied):
+    environment = json.loads((copied / "environment.json").read_text())
+    (copied / "environment.json").write_text(json.dumps(environment | {"commit": "0ld"}))
+    assert lacuna("sweep", *SMALL, "--out", str(copied)) == 0
+    assert "| commit | 0ld" in (copied / "report.md").read_text()
+    assert lacuna("sweep", "--num-candidates", "40", *SETTINGS, "--out", str(copied)) == 0
+    report = (copied / "report.md").read_text()
+    assert "| commit | 0ld" not in report
+    assert "| earlier draws | 0ld" in report
 
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, monkeypatch, capsys):

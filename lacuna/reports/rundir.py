@@ -35,7 +35,7 @@ def check_folder(path: Path) -> None:
     Raises:
       InvalidInput: it is a file, lies below one, or may not be written to.
     """
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))  # a dangling link counts
     if not nearest.is_dir():
         raise InvalidInput(f"{path} must be a folder", got=f"the file {nearest}", hint="another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -133,7 +133,7 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     config = rundir.read_json(run / "config.json") | rundir.read_json(run / "result.json")
     environment = rundir.read_json(run / "environment.json")
     asked, found = config.get("num_candidates"), value(records, "num_candidates")
-    if asked != found:
+    if asked != found or not select(records, "relative_radius"):
         raise InvalidInput(
             f"{run} must be a finished sweep of {asked} draws",
             got=f"records of {found:g}",
@@ -202,8 +202,9 @@ def _sigma_table(records: Sequence[Record]) -> str:
     lines = []
     for row in sigma_rows(records):
         line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
+        measured = _number(row.measured, ".4g")
         line += [_number(row.f1_slope, ".2f"), f"{row.predicted:.4g}", f"[{row.low:.4g}, {row.high:.4g}]"]
-        line += [f"{row.asymptotic:.4g}", f"**{row.measured:.4g}**", row.verdict]
+        line += [f"{row.asymptotic:.4g}", measured and f"**{measured}**", row.verdict]
         lines.append(line)
     return _table(head, lines)
 
@@ -224,17 +225,22 @@ def _base_table(records: Sequence[Record]) -> str:
 
 def _run_table(records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any]) -> str:
     rate = value(records, "evaluation_rate")
-    commit = environment["commit"] or "not a checkout"
     lines = [
         ["candidates", f"{value(records, 'num_evaluations'):,.0f}"],
         ["candidates a second", _number(rate, ",.1f") or "all from the log"],
         ["losses that were not finite", _nonfinite(records)],
         ["machine", f"{environment['num_devices']} × {environment['device_kind']}; {environment['machine']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())],
-        ["commit", commit + (" with uncommitted changes" if environment["dirty"] else "")],
+        ["commit", _commit(environment)],
+        *[["earlier draws", f"{_commit(one)}; {one['machine']}"] for one in environment.get("earlier", [])],
         ["SHA-256 of the score table", f"`{config['scores_sha256']}`"],
     ]
     return _table(["", ""], lines)
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    changed = " with uncommitted changes" if environment["dirty"] else ""
+    return (environment["commit"] or "not a checkout") + changed
 
 
 def _nonfinite(records: Sequence[Record]) -> str:
@@ -247,8 +253,10 @@ def _held_out(records: Sequence[Record]) -> list[str]:
     """What became of the winners on data that the search did not see."""
     lines = []
     for record in select(records, "held_out_gain"):
-        group = str(record.where["group"])
-        lines.append([group, f"{value(records, 'search_gain', group=group):.4g}", f"{record.value:.4g}"])
+        group, size, num_finite = (record.where[name] for name in ("group", "size", "num_finite"))
+        label = f"{group}" if num_finite == size else f"{group} ({num_finite} of {size} finite)"
+        on_search = value(records, "search_gain", group=group)
+        lines.append([label, _number(on_search, ".4g"), _number(record.value, ".4g")])
     if not lines:
         return []
     parts = [

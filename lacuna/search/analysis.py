@@ -158,7 +158,8 @@ def held_out_records(
     """How much of the winners' gain survives on data that the search did not see.
 
     The top K stand beside K draws at the winner's sigma that were never searched, so nobody selected them.
-    Each group's figure is the mean gain of its members with a finite loss; the winner is a group of its own.
+    Each group's figure is the mean gain of those of its members whose loss is finite on both batches; their
+    number is recorded beside it. The winner is a group of its own.
 
     Args:
       result: the finished sweep.
@@ -181,12 +182,16 @@ def held_out_records(
     }
     everyone = tuple(candidate for members in groups.values() for candidate in members)
     group_of = np.repeat(list(groups), [len(members) for members in groups.values()])
-    found = []
+    gains = {}
     for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
         base = float(score(loss.loss if isinstance(loss, Objective) else loss, params, rows))
-        gains = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
-        for group in groups:
-            finite = gains[(group_of == group) & np.isfinite(gains)]
-            mean = finite.mean() if len(finite) else np.nan
-            found.append(_record(quantity, mean, "loss", group=group, k=len(finite)))
+        gains[quantity] = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
+    finite = np.all([np.isfinite(of_batch) for of_batch in gains.values()], axis=0)
+    found = []
+    for quantity, of_batch in gains.items():
+        for group, members in groups.items():
+            counted = of_batch[(group_of == group) & finite]
+            mean = counted.mean() if len(counted) else np.nan
+            where = {"group": group, "size": len(members), "num_finite": len(counted)}
+            found.append(_record(quantity, mean, "loss", **where))
     return found

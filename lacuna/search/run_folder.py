@@ -26,16 +26,16 @@ def open_run(out: Path, identity: dict[str, Any], *, num_candidates: int, resume
       RunMismatch: the folder holds something else, a run of another identity, one with more draws, or this
         one and `resume` is false; nothing in it was touched.
     """
-    stamp = out / STAMP
-    if stamp.exists():
+    stamp, log = out / STAMP, out / "scores.log"
+    if log.exists() and log.stat().st_size:
         _check_identity(stamp, identity)
         if not resume:
             raise RunMismatch(f"{out} already holds this run", hint="resume=True, or another folder")
-    else:
+    else:  # a run that ended before it scored anything binds nobody
         check_vacant(out)
         out.mkdir(parents=True, exist_ok=True)
         rundir.write_json(stamp, identity)
-    ledger = Ledger(out / "scores.log", (len(identity["sigmas"]), 2 if identity["antithetic"] else 1))
+    ledger = Ledger(log, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1))
     if ledger.num_draws > num_candidates:
         ledger.close()
         raise RunMismatch(
@@ -54,7 +54,7 @@ def check_vacant(out: Path) -> None:
       RunMismatch: it holds something that is no sweep.
     """
     rundir.check_folder(out)
-    if out.exists() and any(out.iterdir()) and not (out / STAMP).exists():
+    if out.exists() and any(p.suffix != ".partial" for p in out.iterdir()) and not (out / STAMP).exists():
         raise RunMismatch(f"{out} is not empty and holds no sweep", hint="another --out folder")
 
 

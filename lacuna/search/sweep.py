@@ -247,7 +247,7 @@ def run_sweep(
       mesh: as `meshes.candidate_mesh()`, which is the default: all devices.
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
-      documents: JSON documents by file name, kept in `out`: what this call is to say of the run.
+      documents: JSON documents by file name, kept in `out` if it holds no score yet.
       progress: called once everything is compiled, and after every chunk.
 
     Raises:
@@ -290,8 +290,9 @@ def run_sweep(
                 num_known = start + len(block)
             if num_known:
                 _check_same_loss(scores[:num_known], score_range, Path(out or ""))
-            for name, document in (documents or {}).items():
-                rundir.write_json(Path(out or "") / name, document)
+            else:  # what was scored was scored under the documents that are there
+                for name, document in (documents or {}).items():
+                    rundir.write_json(Path(out or "") / name, document)
         if progress is not None:
             progress(num_known, sweep.num_candidates)
         began = time.perf_counter()

@@ -34,10 +34,11 @@ def test_a_folder_can_be_used_if_it_is_one_or_can_be_made(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for good in (tmp_path, tmp_path / "a" / "b", Path("new"), Path()):
         rundir.check_folder(good)
-    for bad in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("file")):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for bad in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("file"), Path("dangling")):
         with pytest.raises(InvalidInput, match="must be a folder; got the file"):
             rundir.check_folder(bad)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file"]
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):

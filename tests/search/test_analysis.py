@@ -61,7 +61,7 @@ def test_a_control_that_is_not_finite_is_left_out_and_the_rest_counted():
     wild = dataclasses.replace(SWEEP, sigmas=(0.4,), num_candidates=64, top_k=32)
     result = run_sweep(cracked_loss, params, batch, wild)
     found = search.held_out_records(result, cracked_loss, params, batch, batch)
-    counts = {r.where["group"]: (r.where["k"], r.value) for r in found if r.quantity == "held_out_gain"}
+    counts = {r.where["group"]: (r.where["num_finite"], r.where["size"], r.value) for r in found}
     (random,) = (group for group in counts if "random" in group)
-    assert 0 < counts[random][0] < 32
-    assert all(math.isfinite(value) for _, value in counts.values())
+    assert 0 < counts[random][0] < counts[random][1] == 32
+    assert all(math.isfinite(value) for *_, value in counts.values())

@@ -164,9 +164,11 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, resume):
 
 
 @pytest.mark.parametrize("damaged", [b'{"seed": ', b"[1, 2]", b"\xff\xfe", b""])
-def test_a_damaged_identity_is_refused_and_left_alone(tmp_path, damaged):
+def test_a_damaged_identity_is_refused_and_left_alone(tmp_path, run_folder, damaged):
+    (tmp_path / "scores.log").write_bytes(files(run_folder)["scores.log"])
     (tmp_path / "identity.json").write_bytes(damaged)
+    before = files(tmp_path)
     with pytest.raises(RunMismatch, match=re.escape("must be a JSON document of a run; got")) as raised:
         run_sweep(*SMALL, SWEEP, out=tmp_path, resume=True)
     check_sentence(raised.value, str(tmp_path / "identity.json"), "Try: ")
-    assert files(tmp_path) == {"identity.json": damaged}
+    assert files(tmp_path) == before

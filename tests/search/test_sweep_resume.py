@@ -1,5 +1,6 @@
 """A killed run goes on where it stopped, and the bytes on disk tell no difference."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -73,15 +74,23 @@ def test_a_run_may_be_extended_and_keeps_what_it_had(tmp_path, whole):
     assert longer.sha256 == whole[0].sha256
 
 
-def test_the_documents_are_those_of_the_last_call_that_was_let_in(tmp_path):
+def test_the_documents_are_those_that_the_scores_were_made_under(tmp_path):
     short = dataclasses.replace(SWEEP, num_candidates=21)
     run_sweep(*problems.small(), short, out=tmp_path, documents={"config.json": {"n": 21}})
-    run_sweep(*problems.small(), SWEEP, out=tmp_path, resume=True, documents={"config.json": {"n": 49}})
-    assert json.loads(files(tmp_path)["config.json"]) == {"n": 49}
+    for sweep in (SWEEP, dataclasses.replace(SWEEP, seed=1)):
+        with contextlib.suppress(RunMismatch):
+            run_sweep(*problems.small(), sweep, out=tmp_path, resume=True, documents={"config.json": {"n": 1}})
+        assert json.loads(files(tmp_path)["config.json"]) == {"n": 21}
+
+
+def test_a_run_that_scored_nothing_binds_nobody(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(*problems.small(), SWEEP, out=tmp_path, progress=kill_after(0), documents={"config.json": {"n": 1}})
     other = dataclasses.replace(SWEEP, seed=1)
-    with pytest.raises(RunMismatch):
-        run_sweep(*problems.small(), other, out=tmp_path, resume=True, documents={"config.json": {"n": 1}})
-    assert json.loads(files(tmp_path)["config.json"]) == {"n": 49}
+    result = run_sweep(*problems.small(), other, out=tmp_path, documents={"config.json": {"n": 2}})
+    assert result.num_scored == 49
+    assert json.loads(files(tmp_path)["config.json"]) == {"n": 2}
+    assert json.loads(files(tmp_path)["identity.json"])["seed"] == 1
 
 
 def test_a_run_whose_first_scores_are_nan_resumes(tmp_path):
