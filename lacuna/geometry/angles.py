@@ -50,7 +50,7 @@ def principal_angles(a: Basis, b: Basis) -> Float[Array, "r"]:
 
 def _outside(rows: Rows, delta: Rows) -> Rows:
     for _ in range(2):
-        delta = ops.subtract(delta, ops.combine(ops.products(rows, delta), rows))
+        delta = ops.remove(ops.products(rows, delta), rows, delta)
     return delta
 
 

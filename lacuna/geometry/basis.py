@@ -56,15 +56,15 @@ class Split(NamedTuple):
     rest: Delta
 
 
-def split(rows: Rows, delta: Delta) -> Split:
+def split(rows: Rows, delta: Delta, filled: Int[Array, ""] | None = None) -> Split:
     """Classical Gram-Schmidt, twice: the second pass removes what the rounding of the first left behind.
 
     Source: Giraud, Langou, Rozloznik and van den Eshof (2005): twice is enough.
     """
-    first = ops.products(rows, delta)
-    rest = ops.subtract(delta, ops.combine(first, rows))
-    second = ops.products(rows, rest)
-    return Split(first + second, ops.subtract(rest, ops.combine(second, rows)))
+    first = ops.products(rows, delta, filled)
+    rest = ops.remove(first, rows, delta, filled)
+    second = ops.products(rows, rest, filled)
+    return Split(first + second, ops.remove(second, rows, rest, filled))
 
 
 def empty(like: Shapes, *, capacity: int, method: str = "append") -> Basis:
@@ -90,12 +90,19 @@ class Appended(NamedTuple):
     status: Int[Array, ""]
 
 
-def grow(basis: Basis, delta: Delta, floor: Float[Array, ""] | float = 0.0) -> Appended:
-    """`append`, unchecked; `floor` is a length below which a vector is nothing but rounding, whatever its own."""
+def grow(basis: Basis, delta: Delta, *, floor: Float[Array, ""] | float = 0.0, by_row: bool = False) -> Appended:
+    """`append`, unchecked.
+
+    Args:
+      basis: the basis so far.
+      delta: the vector.
+      floor: a length below which a vector is nothing but rounding, whatever its own.
+      by_row: read the rows up to the rank one after the other instead of all at once (static).
+    """
     k = basis.capacity
     small, scale = ops.scaled(delta)
     before = jnp.sqrt(ops.squared_norm(small))
-    inside, rest = split(basis.rows, small)
+    inside, rest = split(basis.rows, small, basis.rank if by_row else None)
     length = jnp.sqrt(ops.squared_norm(rest))
     finite, room = jnp.isfinite(before), basis.rank < k
     independent = (length > DROP * before) & (length * scale > floor)  # false for NaN
@@ -113,7 +120,7 @@ def grow(basis: Basis, delta: Delta, floor: Float[Array, ""] | float = 0.0) -> A
 
 
 @kernel()
-def append(basis: Basis, delta: Delta) -> Appended:
+def append(basis: Basis, delta: Delta, *, by_row: bool = False) -> Appended:
     """Grow a basis by one vector.
 
     Args:
@@ -128,7 +135,7 @@ def append(basis: Basis, delta: Delta) -> Appended:
       GeometryError: `delta` lives on another tree, or (eagerly) is not finite; names the leaf.
     """
     ops.check_on_tree("append", basis.rows, delta)
-    return grow(basis, delta)
+    return grow(basis, delta, by_row=by_row)
 
 
 class Triangular(NamedTuple):
@@ -145,13 +152,19 @@ class Triangular(NamedTuple):
     ranks: Int[Array, "k"]
 
 
-def triangularise(rows: Rows, *, method: str = "orthonormalise", floor: Float[Array, ""] | float = 0.0) -> Triangular:
-    """`orthonormalise`, unchecked, with the coefficients; `floor` as in `grow`."""
+def triangularise(
+    rows: Rows,
+    *,
+    method: str = "orthonormalise",
+    floor: Float[Array, ""] | float = 0.0,
+    by_row: bool = False,
+) -> Triangular:
+    """`orthonormalise`, unchecked, with the coefficients; `floor` and `by_row` as in `grow`."""
     k = ops.check_rows(rows)
     start = Triangular(empty(ops.like_one(rows), capacity=k, method=method), jnp.zeros((k, k)), jnp.zeros(k, jnp.int32))
 
     def add(j: Int[Array, ""], state: Triangular) -> Triangular:
-        basis, coefficients, _ = grow(state.basis, ops.row(rows, j), floor)
+        basis, coefficients, _ = grow(state.basis, ops.row(rows, j), floor=floor, by_row=by_row)
         return Triangular(basis, state.coefficients.at[j].set(coefficients), state.ranks.at[j].set(basis.rank))
 
     found = lax.fori_loop(0, k, add, start) if k else start
@@ -166,7 +179,7 @@ def nothing_if_not_finite(basis: Basis) -> Basis:
 
 
 @kernel("method")
-def orthonormalise(rows: Rows, *, method: str = "orthonormalise") -> Basis:
+def orthonormalise(rows: Rows, *, method: str = "orthonormalise", by_row: bool = False) -> Basis:
     """An orthonormal basis of the span of rows, of any conditioning and at any scale.
 
     Rows are taken in order, by Gram-Schmidt with a second pass, so the first j basis rows span what the first
@@ -184,4 +197,4 @@ def orthonormalise(rows: Rows, *, method: str = "orthonormalise") -> Basis:
     Raises:
       GeometryError: a leaf that is not floating, no common leading axis, or (eagerly) not finite; names the leaf.
     """
-    return triangularise(rows, method=method).basis
+    return triangularise(rows, method=method, by_row=by_row).basis

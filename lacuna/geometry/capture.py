@@ -50,9 +50,9 @@ def capture(basis: Basis, delta: Delta) -> Capture:
     small, _ = ops.scaled(delta)
     total = ops.squared_norm(small)
     inside = ops.products(basis.rows, small)
-    rest = ops.subtract(small, ops.combine(inside, basis.rows))
+    rest = ops.remove(inside, basis.rows, small)
     # What the rounding of the products left in the residual lies in the span: it is not lost.
-    rest = ops.subtract(rest, ops.combine(ops.products(basis.rows, rest), basis.rows))
+    rest = ops.remove(ops.products(basis.rows, rest), basis.rows, rest)
     safe = jnp.where(total > 0, total, 1.0)
     lost = jnp.where(total > 0, jnp.minimum(ops.squared_norm(rest) / safe, 1.0), 0.0)
     mass = jnp.where(lost < 0.5, 1.0 - lost, jnp.minimum(jnp.sum(jnp.square(inside)) / safe, 1.0))

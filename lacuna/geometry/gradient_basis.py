@@ -14,7 +14,7 @@ RESOLVED = ops.EPS**0.5
 
 
 @kernel("rank")
-def gradient_basis(gradients: Rows, *, rank: int) -> Basis:
+def gradient_basis(gradients: Rows, *, rank: int, by_row: bool = False) -> Basis:
     """The `rank` leading left singular directions of stacked gradients, strongest first.
 
     The eigenvectors of the k x k Gram matrix are used as a rotation and nothing more; orthonormalisation
@@ -42,5 +42,5 @@ def gradient_basis(gradients: Rows, *, rank: int) -> Basis:
     values, vectors = jnp.linalg.eigh(jnp.where(finite, products, jnp.eye(k)))
     leading = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), ops.combine(vectors.T[::-1][:rank], small))
     floor = RESOLVED * jnp.sqrt(jnp.max(values, initial=0.0))
-    basis = triangularise(leading, method="gradient", floor=floor).basis
+    basis = triangularise(leading, method="gradient", floor=floor, by_row=by_row).basis
     return Basis(basis.rows, basis.rank, basis.status | flag(Status.NOT_FINITE, ~finite), basis.method)

@@ -87,13 +87,14 @@ def krylov(
     ops.check_floating(start)
     if jax.tree_util.all_leaves([operator]):
         operator = jax.tree_util.Partial(operator)
-    result = _krylov(operator, start, rank=rank, kind=kind)
+    by_row = ops.on_one_cpu(operator, start)
+    result = _krylov(operator, start, rank=rank, kind=kind, by_row=by_row)
     raise_if_not_finite("krylov", result, ((start,), {}))
     return result
 
 
-@partial(jax.jit, static_argnames=("rank", "kind"))
-def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str) -> tuple[Basis, KrylovInfo]:
+@partial(jax.jit, static_argnames=("rank", "kind", "by_row"))
+def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str, by_row: bool) -> tuple[Basis, KrylovInfo]:
     trees.check_match("krylov, whose operator", start, jax.eval_shape(operator, start))
     first, _ = ops.scaled(start)
     length = jnp.sqrt(ops.squared_norm(first))
@@ -107,7 +108,7 @@ def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str) -> tuple[
     step = _lanczos_step if kind == "lanczos" else _arnoldi_step
     if rank:
         state = lax.while_loop(
-            lambda s: (s.step < rank) & ((s.status & _END) == 0), partial(_advance, step, operator), state
+            lambda s: (s.step < rank) & ((s.status & _END) == 0), partial(_advance, step, operator, by_row), state
         )
     return _finish(state, kind, rank)
 
@@ -123,13 +124,13 @@ class _Split(NamedTuple):
     """The largest coefficient that a symmetric operator would not have."""
 
 
-def _advance(step: Callable[..., _Split], operator: Operator, state: _State) -> _State:
+def _advance(step: Callable[..., _Split], operator: Operator, by_row: bool, state: _State) -> _State:
     j = state.step
     rows = ops.set_row(state.rows, j, state.next)
     product, scale = ops.scaled(operator(state.next))
     before = jnp.sqrt(ops.squared_norm(product))
     finite = jnp.isfinite(before)
-    column, rest, defect = step(rows, j, state.next, state.coupling / scale, product)
+    column, rest, defect = step(rows, j, state.next, state.coupling / scale, product, j + 1 if by_row else None)
     length = jnp.sqrt(ops.squared_norm(rest))
     norm = jnp.maximum(state.norm, before * scale)
     exhausted = ~(length * scale > DROP * norm)
@@ -151,19 +152,33 @@ def _advance(step: Callable[..., _Split], operator: Operator, state: _State) -> 
     )
 
 
-def _arnoldi_step(rows: Rows, j: Int[Array, ""], unit: Delta, coupling: Float[Array, ""], product: Delta) -> _Split:
-    return _Split(*split(rows, product), jnp.float32(0))
+def _arnoldi_step(
+    rows: Rows,
+    j: Int[Array, ""],
+    unit: Delta,
+    coupling: Float[Array, ""],
+    product: Delta,
+    filled: Int[Array, ""] | None,
+) -> _Split:
+    return _Split(*split(rows, product, filled), jnp.float32(0))
 
 
-def _lanczos_step(rows: Rows, j: Int[Array, ""], unit: Delta, coupling: Float[Array, ""], product: Delta) -> _Split:
+def _lanczos_step(
+    rows: Rows,
+    j: Int[Array, ""],
+    unit: Delta,
+    coupling: Float[Array, ""],
+    product: Delta,
+    filled: Int[Array, ""] | None,
+) -> _Split:
     """The three-term step, then one pass against all rows; a second where the first found more than rounding."""
-    diagonal = ops.pairwise_sum(jax.tree.leaves(jax.tree.map(lambda q, w: jnp.sum(q * w), unit, product)))
+    diagonal = ops.dot(unit, product)
     before = ops.row(rows, jnp.maximum(j - 1, 0))
     local = jax.tree.map(lambda w, q, p: w - diagonal * q - coupling * p, product, unit, before)
 
     def full_pass(rest: Delta) -> tuple[Float[Array, "k"], Delta]:
-        found = ops.products(rows, rest)
-        return found, ops.subtract(rest, ops.combine(found, rows))
+        found = ops.products(rows, rest, filled)
+        return found, ops.remove(found, rows, rest, filled)
 
     found, rest = full_pass(local)
     # |local|^2 = |rest|^2 + |found|^2: where the pass took much away, its own rounding is no longer small.

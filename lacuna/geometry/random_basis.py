@@ -57,12 +57,12 @@ def random_basis(key: Key, like: Delta, *, rank: int) -> Basis:
     Raises:
       GeometryError: a negative rank or a leaf that is not floating; names the leaf.
     """
-    return _random_basis(key, like, rank=rank, shardings=_of_rows(like))
+    return _random_basis(key, like, rank=rank, shardings=_of_rows(like), by_row=ops.on_one_cpu(key, like))
 
 
-@partial(jax.jit, static_argnames=("rank", "shardings"))
-def _random_basis(key: Key, like: Delta, *, rank: int, shardings: tuple[Sharding | None, ...]) -> Basis:
-    return triangularise(_normal_rows(key, like, rank, shardings), method="random").basis
+@partial(jax.jit, static_argnames=("rank", "shardings", "by_row"))
+def _random_basis(key: Key, like: Delta, *, rank: int, shardings: tuple[Sharding | None, ...], by_row: bool) -> Basis:
+    return triangularise(_normal_rows(key, like, rank, shardings), method="random", by_row=by_row).basis
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["rows", "ranks", "status"], meta_fields=["stacked", "method"])

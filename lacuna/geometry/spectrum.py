@@ -33,7 +33,7 @@ class Spectrum(NamedTuple):
 
 
 @kernel()
-def spectrum(rows: Rows) -> Spectrum:
+def spectrum(rows: Rows, *, by_row: bool = False) -> Spectrum:
     """Singular values of the k x P matrix of rows.
 
     They are those of the k x k triangular factor, accurate to a few eps of the largest; the eigenvalues of the
@@ -45,7 +45,7 @@ def spectrum(rows: Rows) -> Spectrum:
     Raises:
       GeometryError: rows of no common tree, or (eagerly) not finite; names the leaf.
     """
-    basis, coefficients, _ = triangularise(rows)
+    basis, coefficients, _ = triangularise(rows, by_row=by_row)
     return spectrum_of(jnp.linalg.svd(coefficients, compute_uv=False), basis.status)
 
 

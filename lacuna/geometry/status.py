@@ -1,6 +1,7 @@
 """What a kernel found, as data: a bit set that travels with every result, under `jit` and `vmap` too."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from enum import IntFlag
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from lacuna import trees
 from lacuna.errors import GeometryError
+from lacuna.geometry.rows import on_one_cpu
 
 
 class Status(IntFlag):
@@ -46,14 +48,18 @@ def kernel(*static: str) -> Callable[[Kernel], Kernel]:
     """Decorator of a public kernel: jitted, with the named arguments static.
 
     Called eagerly, the kernel raises `GeometryError` naming the leaf where the status says NOT_FINITE; under
-    `jit` or `vmap` the status is all there is.
+    `jit` or `vmap` the status is all there is. A kernel with an argument `by_row` has it set where all arrays
+    lie on one CPU, and loops over rows there; this changes the last bits and the time.
     """
 
     def decorate(function: Kernel) -> Kernel:
-        jitted = jax.jit(function, static_argnames=static)
+        loops = "by_row" in inspect.signature(function).parameters
+        jitted = jax.jit(function, static_argnames=(*static, "by_row") if loops else static)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if loops:
+                kwargs.setdefault("by_row", on_one_cpu(args, kwargs))
             result = jitted(*args, **kwargs)
             raise_if_not_finite(function.__name__, result, (args, kwargs))
             return result
@@ -65,7 +71,8 @@ def kernel(*static: str) -> Callable[[Kernel], Kernel]:
 
 def raise_if_not_finite(name: str, result: Any, arguments: Any) -> None:
     """Raise where a concrete result carries NOT_FINITE, naming the first leaf of the arguments at fault."""
-    status = getattr(result, "status", getattr(result[0], "status", None) if isinstance(result, tuple) else None)
+    first = result[0] if isinstance(result, tuple) else None
+    status = getattr(result, "status", getattr(first, "status", None))
     if status is None or isinstance(status, jax.core.Tracer) or not np.any(np.asarray(status) & Status.NOT_FINITE):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):

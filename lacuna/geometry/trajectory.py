@@ -13,7 +13,7 @@ from lacuna.types import Delta, Rows
 
 
 @kernel("rank")
-def trajectory_prefix(updates: Rows, *, rank: int) -> Basis:
+def trajectory_prefix(updates: Rows, *, rank: int, by_row: bool = False) -> Basis:
     """The span of the first `rank` updates of a run.
 
     Args:
@@ -31,21 +31,22 @@ def trajectory_prefix(updates: Rows, *, rank: int) -> Basis:
     m = ops.check_rows(updates)
     if not 0 <= rank <= m:
         raise GeometryError("rank must be between 0 and the number of updates", got=f"rank {rank} of {m} updates")
-    return triangularise(jax.tree.map(lambda x: x[:rank], updates), method="trajectory_prefix").basis
+    prefix = jax.tree.map(lambda x: x[:rank], updates)
+    return triangularise(prefix, method="trajectory_prefix", by_row=by_row).basis
 
 
 @kernel()
-def task_vector_basis(displacements: Rows) -> Basis:
+def task_vector_basis(displacements: Rows, *, by_row: bool = False) -> Basis:
     """The span of task vectors: displacements from one starting point to the end points of as many trainings.
 
     Raises:
       GeometryError: rows of no common tree, or (eagerly) not finite; names the leaf.
     """
-    return triangularise(displacements, method="task_vector").basis
+    return triangularise(displacements, method="task_vector", by_row=by_row).basis
 
 
-@jax.jit
-def prefix_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
+@kernel()
+def prefix_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> Float[Array, "m"]:
     """Capture mass of `delta` by the span of the first 1, 2, ..., m updates: all from one orthonormalisation.
 
     With `delta` the displacement of the same run this is inflated, because the prefix contains its own steps:
@@ -63,14 +64,14 @@ def prefix_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
       GeometryError: the trees differ; names the leaf.
     """
     ops.check_on_tree("prefix_captures", updates, delta)
-    basis, _, ranks = triangularise(updates)
+    basis, _, ranks = triangularise(updates, by_row=by_row)
     small, _ = ops.scaled(delta)
     inside = jnp.square(ops.products(basis.rows, small))
     return _share(jnp.cumsum(inside), ranks, ops.squared_norm(small), basis)
 
 
-@jax.jit
-def remainder_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
+@kernel()
+def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> Float[Array, "m"]:
     """Capture mass of what is left of `delta` after the first 1, 2, ..., m updates, by the span of those updates.
 
     Args:
@@ -84,7 +85,7 @@ def remainder_captures(updates: Rows, delta: Delta) -> Float[Array, "m"]:
       GeometryError: the trees differ; names the leaf.
     """
     ops.check_on_tree("remainder_captures", updates, delta)
-    basis, _, ranks = triangularise(updates)
+    basis, _, ranks = triangularise(updates, by_row=by_row)
     m = ranks.shape[0]
 
     def after(rest: Delta, j: Int[Array, ""]) -> tuple[Delta, Float[Array, ""]]:

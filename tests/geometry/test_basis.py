@@ -10,6 +10,7 @@ import pytest
 from lacuna import geometry
 from lacuna.errors import GeometryError
 from lacuna.geometry import Status
+from lacuna.geometry import rows as ops
 
 EPS = np.finfo(np.float32).eps
 
@@ -168,3 +169,14 @@ def test_orthogonality_does_not_decay_with_the_dimension(k):
     x = np.linspace(-1, 1, n)
     rows = {"x": np.stack([np.cos(j * np.arccos(x)) for j in range(k)]).astype(np.float32).reshape(k, 1024, 1024)}
     assert defect(geometry.orthonormalise(jax.tree.map(jnp.asarray, rows))) < 10
+
+
+def test_one_row_after_the_other_or_all_at_once_gives_the_same_basis():
+    """On one CPU kernels loop over rows; elsewhere, and where they are traced, they take them all at once."""
+    rows = problems.odd_rows(6)
+    looped, whole = (geometry.orthonormalise(rows, by_row=by_row) for by_row in (True, False))
+    np.testing.assert_allclose(oracles.flat_rows(looped.rows), oracles.flat_rows(whole.rows), atol=5 * EPS)
+    assert ops.on_one_cpu(rows)
+    spread = jax.device_put(rows["a"], jax.devices()[1])
+    assert not ops.on_one_cpu(rows, spread)
+    assert not jax.jit(lambda r: ops.on_one_cpu(r) * 1)(rows)

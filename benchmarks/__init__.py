@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, each beside its floor. `python -m benchmarks --help` lists them."""

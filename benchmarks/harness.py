@@ -1,0 +1,107 @@
+"""How a benchmark is measured: interleaved pairs, ratios with their spread, and the floor of the machine.
+
+Shared machines are noisy, so two programs are never timed one after the other but in alternation, and what
+is reported is the ratio within each pair. CPU time is what a shared core cannot inflate; wall time is what a
+user waits for; both are given.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NUM_PAIRS = 9
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of several runs of one program.
+
+    Attributes:
+      wall_s: on the clock.
+      cpu_s: over all cores.
+    """
+
+    wall_s: np.ndarray
+    cpu_s: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{np.median(self.wall_s):.3g} s ({self.wall_s.min():.3g} to {self.wall_s.max():.3g})"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratios of paired runs, first over second.
+
+    Attributes:
+      median: of the pairs.
+      low: lower end of the 90 % interval of the median, from order statistics.
+      high: its upper end.
+      smallest: of the pairs.
+      largest: of the pairs.
+    """
+
+    median: float
+    low: float
+    high: float
+    smallest: float
+    largest: float
+
+    def __str__(self) -> str:
+        spread = f"90 % interval {self.low:.3f} to {self.high:.3f}, all pairs {self.smallest:.3f} to {self.largest:.3f}"
+        return f"{self.median:.3f} ({spread})"
+
+
+def once(program: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds of one run, its result waited for and dropped."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    jax.block_until_ready(program())
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def interleave(*programs: Callable[[], Any], num_pairs: int = NUM_PAIRS) -> list[Timing]:
+    """Run the programs in turn, `num_pairs` times each after one warm-up; one `Timing` for each."""
+    for program in programs:
+        jax.block_until_ready(program())
+    runs = np.asarray([[once(program) for program in programs] for _ in range(num_pairs)])
+    return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(programs))]
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
+    """The ratio of paired seconds, with an interval for its median that assumes nothing of the noise."""
+    each = np.sort(first / second)
+    # The number of pairs below the median is Binomial(n, 1/2): 90 % of it lies between these two.
+    draws = np.random.default_rng(0).binomial(len(each), 0.5, 100_000)
+    low, high = np.quantile(draws, [0.05, 0.95], method="nearest")
+    return Ratio(float(np.median(each)), each[max(low - 1, 0)], each[min(high, len(each) - 1)], each[0], each[-1])
+
+
+def stream_rate(num_bytes: int = 2**28) -> float:
+    """Bytes a second that this machine reads and writes in `y = a x + y`: the floor of whatever is bound by memory."""
+    x = jnp.ones(num_bytes // 4, jnp.float32)
+    triad = jax.jit(lambda x, y: 2.0 * x + y)
+    jax.block_until_ready(triad(x, x))
+    return 3 * num_bytes / min(once(lambda: triad(x, x))[0] for _ in range(5))
+
+
+def peak_bytes(module: str, *arguments: str) -> int:
+    """Resident memory that one run of a program adds to a process which has imported and set up everything.
+
+    Runs `python -m module --memory ...`, which must call `print_peak` around the program.
+    """
+    command = [sys.executable, "-m", module, "--memory", *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_peak(program: Callable[[], Any]) -> None:
+    """Print by how many bytes one run, its compilation included, raises the largest resident memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    jax.block_until_ready(program())
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
