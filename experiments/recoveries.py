@@ -1,0 +1,193 @@
+"""What the recovery experiments share: a forgotten point, recoveries from it, and the static bases there."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lacuna import derivatives, geometry, keys, setups
+from lacuna.models.model import Model
+from lacuna.models.synthetic import SyntheticSpec, synthetic
+from lacuna.tasks import digits
+from lacuna.tasks.task import Task
+from lacuna.training import Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, recover
+from lacuna.types import Delta, Loss, Params, Rows
+
+Told = Callable[[str], None]
+"""`told(sentence)`: what is being done."""
+
+GRADIENT_STEPS, HELD_OUT_RUN = 2_000_000, 1_000_000
+"""Where in a task's stream of batches the gradients and the held-out recovery begin: steps nobody trained on."""
+
+RATES: dict[Optimiser, float] = {"sgd": 1e-3, "momentum": 3e-4, "adam": 1e-4}
+"""Constant learning rates at which the loss falls from the first step on (three times these overshoot at first).
+The paper's are not available to us; these are ours."""
+
+
+@dataclass(frozen=True)
+class StartSpec:
+    """A forgotten point and how it is recovered from.
+
+    Attributes:
+      task: the task that was forgotten.
+      training_steps: of the multitask training.
+      training_rows: rows of a training batch.
+      forget_steps: of the training on another task alone.
+      recovery_steps: constant steps of a recovery.
+      batch_size: rows of a batch in recoveries, gradients and Hessian products.
+    """
+
+    task: str = "sort"
+    training_steps: int = 500
+    training_rows: int = 256
+    forget_steps: int = 20
+    recovery_steps: int = 100
+    batch_size: int = 128
+
+
+class Start(NamedTuple):
+    """A forgotten point.
+
+    Attributes:
+      spec: how it was made.
+      model: its architecture.
+      trained: the multitask model before it forgot.
+      params: the forgotten point.
+      loss: in nats a digit; the same function for every seed, so that nothing is compiled twice.
+      task: what it forgot, with data of the same seed.
+      seed: of model and data.
+    """
+
+    spec: StartSpec
+    model: Model
+    trained: Params
+    params: Params
+    loss: Loss
+    task: Task
+    seed: int
+
+
+def _train_config(num_steps: int, warmup_steps: int) -> TrainConfig:
+    return TrainConfig(num_steps=num_steps, warmup_steps=min(warmup_steps, num_steps // 2))
+
+
+def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told) -> Start:
+    """Train (or load) the multitask model of a seed and make it forget the task."""
+    config = setups.SetupConfig(
+        state="forgotten",
+        task=spec.task,
+        seed=seed,
+        batch_size=spec.training_rows,
+        train=_train_config(spec.training_steps, 50),
+        forget=_train_config(spec.forget_steps, 5),
+    )
+    stages: set[str] = set()
+
+    def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
+        if stage not in stages or step == num_steps:
+            told(f"{stage}: step {step} of {num_steps}, loss {loss:.3f}")
+        stages.add(stage)
+
+    prepare = partial(setups.prepare, eval_batch_size=spec.batch_size, cache=cache, advance=advance, notice=told)
+    forgotten, trained = prepare(config), prepare(replace(config, state="trained"))
+    return Start(spec, forgotten.model, trained.params, forgotten.params, _loss(), forgotten.task, seed)
+
+
+@functools.cache
+def _loss() -> Loss:
+    """The loss of every digit task: which task it is, the rows say themselves."""
+    model = synthetic(SyntheticSpec(digits.vocab_size))
+    return digits.digit_task(digits.DIGIT_TASKS[0], model.apply, seed=0, batch_size=1).objective.loss
+
+
+def batches(start: Start, task: str, *, offset: int) -> Any:
+    """The stream of a task's training batches from a step on, as a pytree: data to whatever is compiled."""
+    rows = digits.mixture([task], seed=start.seed, batch_size=start.spec.batch_size)
+    return jax.tree_util.Partial(_from_step, rows, jnp.int32(offset))
+
+
+def _from_step(rows: digits.Mixture, offset: Array, step: Array) -> Any:
+    return rows(offset + step)
+
+
+def run_recovery(start: Start, optimiser: Optimiser, *, offset: int = 0, recorded: int | None = None) -> Trajectory:
+    """One recovery; another `offset` is another order of data from the same start."""
+    config = RecoverConfig(optimiser, RATES[optimiser], num_steps=start.spec.recovery_steps)
+    return recover(start.loss, start.params, batches(start, start.spec.task, offset=offset), config, recorded=recorded)
+
+
+def displacement(start: Start, path: Trajectory) -> Delta:
+    """End minus start."""
+    return jax.tree.map(jnp.subtract, path.end, start.params)
+
+
+def held_out_loss(start: Start, *, num_batches: int = 4) -> Callable[[Params], Float[Array, ""]]:
+    """The task's loss on rows that no recovery sees."""
+    rows = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves), *(start.task.held_out(step) for step in range(num_batches))
+    )
+    return lambda params: _value(start.loss, params, rows)
+
+
+_value = jax.jit(lambda loss, params, rows: loss(params, rows), static_argnums=0)
+
+
+def minibatch_gradients(start: Start, params: Params, task: str, *, first: int, num: int) -> Rows:
+    """Gradients of a task on batches `first, first + 1, ...` of a stretch of its stream kept for this."""
+
+    stream = batches(start, task, offset=GRADIENT_STEPS + first)
+    return derivatives.task_gradients(start.loss, params, _drawn(stream, num))
+
+
+_drawn = jax.jit(lambda stream, num: jax.lax.map(stream, jnp.arange(num)), static_argnums=1)
+
+
+def rows_of(*parts: Rows) -> Rows:
+    """Rows one below the other."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vectors: int) -> dict[str, geometry.Basis]:
+    """Everything that could be built at the forgotten point without taking a recovery step.
+
+    Args:
+      start: the forgotten point.
+      rank: of each basis, where there are so many vectors.
+      num_gradients: minibatch gradients of the forgotten task; as many in all over all tasks.
+      num_task_vectors: other tasks on which the trained model is specialised, one displacement for each.
+    """
+    spec, loss = start.spec, start.loss
+    others = [name for name in digits.DIGIT_TASKS if name != spec.task]
+    of_task = minibatch_gradients(start, start.params, spec.task, first=0, num=num_gradients)
+    each = max(1, num_gradients // len(digits.DIGIT_TASKS))
+    of_all = rows_of(
+        *(minibatch_gradients(start, start.params, name, first=0, num=each) for name in digits.DIGIT_TASKS)
+    )
+
+    def specialised(name: str) -> Delta:
+        data = digits.mixture([name], seed=start.seed, batch_size=spec.training_rows)
+        fitted = fit(loss, start.trained, data, _train_config(spec.forget_steps, 5))
+        return jax.tree.map(lambda a, b: (a - b)[None], fitted.params, start.trained)
+
+    vectors = rows_of(*(specialised(name) for name in others[:num_task_vectors]))
+    forgetting = jax.tree.map(lambda a, b: (a - b)[None], start.params, start.trained)
+    batch = start.task.train(GRADIENT_STEPS + num_gradients)
+    krylov, _ = geometry.krylov(
+        derivatives.hvp(loss, start.params, batch),
+        derivatives.gradient(loss, start.params, batch),
+        rank=rank,
+    )
+    return {
+        "gradients of the task": geometry.gradient_basis(of_task, rank=min(rank, num_gradients)),
+        "gradients of all tasks": geometry.gradient_basis(of_all, rank=min(rank, each * len(digits.DIGIT_TASKS))),
+        "Krylov": krylov,
+        "task vectors of other tasks": geometry.task_vector_basis(vectors),
+        "the forgetting itself": geometry.task_vector_basis(forgetting),
+        "random": geometry.random_basis(keys.stream(start.seed, "random basis"), start.params, rank=rank),
+    }

@@ -1,0 +1,12 @@
+"""All experiments by name."""
+
+from types import ModuleType
+
+from experiments import basis_drift, gradient_spectrum, krylov_recovery, static_bases, trajectory_prefix
+
+EXPERIMENTS: dict[str, ModuleType] = {
+    module.NAME: module for module in (gradient_spectrum, static_bases, basis_drift, trajectory_prefix, krylov_recovery)
+}
+"""In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
+
+PRESET_NAMES = ("smoke", "small", "paper")

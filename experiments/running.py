@@ -1,0 +1,136 @@
+"""Running an experiment seed by seed, and drawing its report from the records."""
+
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments.registry import EXPERIMENTS
+from lacuna import meshes
+from lacuna.errors import InvalidInput, RunMismatch
+from lacuna.reports import claims as reports
+from lacuna.reports import records as record_files
+from lacuna.reports import rundir
+
+Told = Callable[[str], None]
+
+
+def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cache: Path, told: Told) -> Path:
+    """Run an experiment, or go on with one in `out`; returns the run folder.
+
+    Every seed's records are on disk before the next begins.
+
+    Raises:
+      InvalidInput: no seed at all, or a folder that cannot be one.
+      RunMismatch: `out` holds something else, or a run of another configuration.
+    """
+    if config.num_seeds < 1:
+        raise InvalidInput("num_seeds must be at least 1", got=config.num_seeds)
+    settings = asdict(config)
+    out = rundir.new_run(Path("runs"), module.NAME, settings) if out is None else out
+    rundir.check_folder(out)
+    rundir.check_folder(cache)
+    stamp = out / "config.json"
+    # A run may be given more seeds; everything else tells one run from another.
+    identity = {"experiment": module.NAME, "config": rundir.config_hash({**settings, "num_seeds": 0})}
+    if stamp.exists():
+        known = rundir.read_json(stamp)
+        if any(known.get(name) != value for name, value in identity.items()):
+            raise RunMismatch(f"{out} holds a run of another configuration", hint="another --out folder")
+    elif out.exists() and any(out.iterdir()):
+        raise RunMismatch(f"{out} is not empty and holds no experiment", hint="another --out folder")
+    (out / "seeds").mkdir(parents=True, exist_ok=True)
+    document = {**identity, "command": command, **{name: _plain(value) for name, value in settings.items()}}
+    rundir.write_json(stamp, document)
+    rundir.write_json(out / "environment.json", rundir.environment(meshes.describe(meshes.candidate_mesh())))
+
+    began, num_done = time.monotonic(), 0
+    for seed in range(config.num_seeds):
+        kept = out / "seeds" / f"{seed}.jsonl"
+        if kept.exists():
+            continue
+        left = ""
+        if num_done:
+            each = (time.monotonic() - began) / num_done
+            left = f", about {each * (config.num_seeds - seed):,.0f} s left"
+        told(f"{module.NAME}: seed {seed + 1} of {config.num_seeds}{left}")
+        found = module.run_seed(config, seed, cache, lambda sentence: told(f"  {sentence}"))
+        record_files.write(kept, found)
+        num_done += 1
+    every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
+    rundir.write_json(stamp, document | {"wall_s": time.monotonic() - began} if num_done else document)
+    record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
+    return out
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def report(run: Path, to: Path | None = None) -> tuple[Path, list[reports.Claim]]:
+    """Draw the report of a run from its records; returns its path and the claim rows.
+
+    Raises:
+      InvalidInput: the folder holds no finished experiment.
+    """
+    records, document, environment = reports.read_run(run)
+    if document["experiment"] not in EXPERIMENTS:
+        raise InvalidInput(f"an experiment is one of {', '.join(EXPERIMENTS)}", got=f"`{document['experiment']}`")
+    module = EXPERIMENTS[document["experiment"]]
+    config = _config_of(module, document)
+    to = run if to is None else to
+    rundir.check_folder(to)
+    import matplotlib as mpl
+
+    from experiments.drawing import STYLE
+
+    with mpl.rc_context(STYLE):
+        figures = module.figures(records, config)
+        rows = module.claims(records, config)
+        path = reports.write_report(
+            to,
+            title=module.TITLE,
+            about=module.ABOUT,
+            claims=rows,
+            tables=module.tables(records, config),
+            figures=figures,
+            config=document,
+            environment=environment,
+        )
+    return path, rows
+
+
+def _config_of(module: ModuleType, document: dict[str, Any]) -> Any:
+    """The configuration that was written down."""
+    from dataclasses import fields
+
+    from experiments.recoveries import StartSpec
+
+    known = {field.name for field in fields(module.Config)}
+    values = {name: value for name, value in document.items() if name in known}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return module.Config(**(values | {"start": StartSpec(**values["start"])}))
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as a user types it, less `--out`."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--out="):
+            skip = argument == "--out"
+            kept += [] if skip else [argument]
+        else:
+            skip = False
+    return shlex.join(["python", "-m", "experiments", *kept])
+
+
+def presets() -> dict[str, tuple[str, Any]]:
+    """Every `experiment:preset` with a sentence and its configuration, as tyro wants them."""
+    return {
+        f"{name.replace('_', '-')}:{preset}": (f"{module.TITLE}, {preset}.", config)
+        for name, module in EXPERIMENTS.items()
+        for preset, config in module.PRESETS.items()
+    }
