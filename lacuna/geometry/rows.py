@@ -90,8 +90,8 @@ def products(rows: Rows, delta: Delta, filled: Int[Array, ""] | None = None) -> 
     All at once and so with one reduction over devices or, where `filled` is given, for the rows before that
     alone and one after the other: on a single CPU this reads half as much and is faster still.
     """
-    if filled is not None:
-        k = jax.tree.leaves(rows)[0].shape[0]
+    k = jax.tree.leaves(rows)[0].shape[0]
+    if filled is not None and k:
         return lax.fori_loop(0, filled, lambda i, found: found.at[i].set(dot(row(rows, i), delta)), jnp.zeros(k))
 
     def of_leaf(r: Array, d: Array) -> Float[Array, "k"]:
@@ -102,7 +102,7 @@ def products(rows: Rows, delta: Delta, filled: Int[Array, ""] | None = None) -> 
 
 def remove(coefficients: Float[Array, "k"], rows: Rows, delta: Delta, filled: Int[Array, ""] | None = None) -> Delta:
     """`delta - sum_i c_i row_i`, float32; `filled` as in `products`."""
-    if filled is None:
+    if filled is None or not coefficients.size:
         return subtract(delta, combine(coefficients, rows))
 
     def one(i: Int[Array, ""], rest: Delta) -> Delta:
@@ -162,8 +162,10 @@ def largest(delta: Delta) -> Float[Array, ""]:
 def power_of_two(size: Float[Array, ""]) -> Float[Array, ""]:
     """The power of two at or below `size`, 1 where that is zero or not finite. Dividing by it is exact.
 
-    It stays where its reciprocal is a normal number too: a compiler may multiply by that instead.
+    It stays where its reciprocal is a normal number too: a compiler may multiply by that instead. It is a
+    constant to derivatives, for whatever it scales is scaled back.
     """
+    size = lax.stop_gradient(size)
     usable = jnp.isfinite(size) & (size > 0)
     exponent = jnp.frexp(jnp.where(usable, size, 1.0))[1] - 1
     return jnp.ldexp(jnp.float32(1), jnp.clip(exponent, -126, 126))

@@ -86,16 +86,16 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
     """
     ops.check_on_tree("remainder_captures", updates, delta)
     basis, _, ranks = triangularise(updates, by_row=by_row)
-    m = ranks.shape[0]
 
-    def after(rest: Delta, j: Int[Array, ""]) -> tuple[Delta, Float[Array, ""]]:
-        rest = ops.subtract(rest, jax.tree.map(lambda x: x.astype(jnp.float32), ops.row(updates, j)))
+    def after(rest: Delta, step: tuple[Delta, Int[Array, ""]]) -> tuple[Delta, Float[Array, ""]]:
+        update, rank = step
+        rest = jax.tree.map(lambda r, u: r - u.astype(jnp.float32), rest, update)
         small, _ = ops.scaled(rest)
         inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small)))
-        return rest, _share(inside, ranks[j], ops.squared_norm(small), basis)
+        return rest, _share(inside, rank, ops.squared_norm(small), basis)
 
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
-    return lax.scan(after, whole, jnp.arange(m))[1]
+    return lax.scan(after, whole, (updates, ranks))[1]
 
 
 def _share(
