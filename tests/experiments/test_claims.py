@@ -47,7 +47,13 @@ def everywhere(name, quantity, value, **where):
 def test_the_rule_of_the_prefix(plain, held_out, static, verdict):
     name, config = trajectory_prefix.NAME, trajectory_prefix.PRESETS["small"]
     records = []
-    for quantity, value in (("plain", plain), ("held_out", held_out), ("remainder", 0.1), ("functional", 0.9)):
+    for quantity, value in (
+        ("plain", plain),
+        ("held_out", held_out),
+        ("remainder", 0.1),
+        ("functional", 0.9),
+        ("own_drop", 0.8),
+    ):
         records += everywhere(name, quantity, value, optimiser="sgd", m=16)
     records += everywhere(name, "static", static, optimiser="sgd", basis="Krylov")
     # Nobody has the displacement that made the model forget: it is no static basis of the rule.
