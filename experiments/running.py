@@ -61,7 +61,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
         record_files.write(kept, found)
         num_done += 1
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
-    rundir.write_json(stamp, document | {"wall_s": time.monotonic() - began} if num_done else document)
+    rundir.write_json(stamp, document | {"wall_s": time.monotonic() - began})
     record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
     return out
 

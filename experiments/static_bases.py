@@ -135,7 +135,7 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
 
 def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figure", str]]:
     """Mass by basis, with the random level as a tick."""
-    names = _names(records, "basis")
+    names = sorted(_names(records, "basis"), key=lambda name: name == PREFIX)  # the first updates last
     optimisers = _names(records, "optimiser")
     figure, panels = drawing.panels(len(optimisers), sharey=True, left=True)
     places = np.arange(len(names))[::-1]

@@ -126,9 +126,7 @@ def write_report(
         ["machine", f"{environment['num_devices']} × {environment['device_kind']}; {environment['machine']}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())],
         ["commit", (environment["commit"] or "not a checkout") + changed],
-        ["wall time", f"{config['wall_s']:.0f} s over all seeds, the training of the models not counted"]
-        if "wall_s" in config
-        else ["wall time", "not recorded"],
+        ["wall time", f"{config['wall_s']:.0f} s, with the training of models that were not in the cache"],
     ]
     parts += ["## How it was run", table(["", ""], made), f"Run it again:\n\n```sh\n{config['command']}\n```"]
     report = to / "report.md"
