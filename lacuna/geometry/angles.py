@@ -1,5 +1,6 @@
 """Where two subspaces lie to each other."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lacuna.geometry import rows as ops
-from lacuna.geometry.basis import Basis, triangularise
+from lacuna.geometry.basis import Basis, check_single, triangularise
 from lacuna.types import Rows
 
 
@@ -31,6 +32,7 @@ def principal_angles(a: Basis, b: Basis) -> Float[Array, "r"]:
 
     Source: Björck and Golub (1973).
     """
+    check_single(a, b)
     large, small = (a, b) if a.capacity >= b.capacity else (b, a)
     r = small.capacity
     mixed = ops.gram(small.rows, large.rows)
@@ -64,6 +66,7 @@ def overlap(a: Basis, b: Basis) -> Float[Array, ""]:
     Raises:
       GeometryError: the bases live on different trees; names the first leaf.
     """
+    check_single(a, b)
     return jnp.sum(jnp.square(ops.gram(a.rows, b.rows))) / jnp.minimum(a.rank, b.rank)
 
 
@@ -87,6 +90,6 @@ def drift(before: Basis, after: Basis) -> Drift:
 
     What sampling alone costs is not in it: compare with the overlap of two halves of the data at one step.
     """
-    num_params = sum(x.size // max(1, x.shape[0]) for x in jax.tree.leaves(before.rows))
+    num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(before.rows))
     level = jnp.maximum(before.rank, after.rank) / max(1, num_params)
     return Drift(overlap(before, after), principal_angles(before, after), level)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
@@ -116,7 +116,7 @@ def grow(basis: Basis, delta: Delta, *, floor: Float[Array, ""] | float = 0.0, b
         rows = ops.set_row(rows, place, jax.tree.map(lambda u, x: jnp.where(new, u, x), unit, ops.row(rows, place)))
         inside = inside.at[place].add(jnp.where(new, length, 0.0))
     grown = Basis(rows, basis.rank + new, basis.status | status, basis.method)
-    return Appended(grown, inside * scale, status)
+    return Appended(grown, jnp.where(finite, inside * scale, jnp.nan), status)
 
 
 @kernel()
@@ -134,6 +134,7 @@ def append(basis: Basis, delta: Delta, *, by_row: bool = False) -> Appended:
     Raises:
       GeometryError: `delta` lives on another tree, or (eagerly) is not finite; names the leaf.
     """
+    check_single(basis)
     ops.check_on_tree("append", basis.rows, delta)
     return grow(basis, delta, by_row=by_row)
 
@@ -169,6 +170,20 @@ def triangularise(
 
     found = lax.fori_loop(0, k, add, start) if k else start
     return found._replace(basis=nothing_if_not_finite(found.basis))
+
+
+def basis_usable(basis: Basis) -> Bool[Array, ""]:
+    """False for a basis that was emptied because something not finite went into it: it says nothing of a vector."""
+    return ((basis.status & Status.NOT_FINITE) == 0) | (basis.rank > 0)
+
+
+def check_single(*bases: Basis) -> None:
+    """Raise `GeometryError` for a batch of bases outside of `vmap`: its leading axis would pass for the rows."""
+    for basis in bases:
+        if basis.rank.ndim:
+            raise GeometryError(
+                "this kernel takes one basis", got=f"a batch of shape {basis.rank.shape}", hint="jax.vmap"
+            )
 
 
 def nothing_if_not_finite(basis: Basis) -> Basis:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from lacuna import trees
 from lacuna.geometry import rows as ops
-from lacuna.geometry.basis import Basis
+from lacuna.geometry.basis import Basis, basis_usable, check_single
 from lacuna.geometry.status import Status, flag, kernel
 from lacuna.types import Delta, Params
 
@@ -46,6 +46,7 @@ def capture(basis: Basis, delta: Delta) -> Capture:
     Raises:
       GeometryError: the trees differ, or (eagerly) an element is not finite; names the leaf.
     """
+    check_single(basis)
     ops.check_on_tree("capture", basis.rows, delta)
     small, _ = ops.scaled(delta)
     total = ops.squared_norm(small)
@@ -57,7 +58,7 @@ def capture(basis: Basis, delta: Delta) -> Capture:
     lost = jnp.where(total > 0, jnp.minimum(ops.squared_norm(rest) / safe, 1.0), 0.0)
     mass = jnp.where(lost < 0.5, 1.0 - lost, jnp.minimum(jnp.sum(jnp.square(inside)) / safe, 1.0))
     mass = jnp.where(total > 0, mass, 0.0)
-    finite = jnp.isfinite(total)
+    finite = jnp.isfinite(total + mass + lost) & basis_usable(basis)
     mass, lost = (jnp.where(finite, share, jnp.nan) for share in (mass, lost))
     status = flag(Status.ZERO, total == 0) | flag(Status.NOT_FINITE, ~finite)
     return Capture(mass, jnp.sqrt(mass), lost, status)
@@ -70,6 +71,7 @@ def project(basis: Basis, delta: Delta) -> Delta:
     Raises:
       GeometryError: the trees differ; names the leaf.
     """
+    check_single(basis)
     ops.check_on_tree("project", basis.rows, delta)
     small, scale = ops.scaled(delta)
     return ops.divide(ops.combine(ops.products(basis.rows, small), basis.rows), 1 / scale)
@@ -79,12 +81,14 @@ class Signal(NamedTuple):
     """How much of a gradient a subspace sees.
 
     Attributes:
-      mass: `|Q a|^2`, in the unit of the squared gradient, float32[].
+      mass: `|Q a|^2`, in the unit of the squared gradient, float32[]; 0 or infinite where float32 ends.
+      norm: `|Q a|`, which float32 holds at any scale.
       density: mass for each dimension of the subspace: what ranks subspaces for a random search at equal radius.
       status: ZERO where the subspace has rank 0, NOT_FINITE for the gradient, int32[].
     """
 
     mass: Float[Array, ""]
+    norm: Float[Array, ""]
     density: Float[Array, ""]
     status: Int[Array, ""]
 
@@ -102,13 +106,16 @@ def signal(basis: Basis, gradient: Delta) -> Signal:
 
     Source: arXiv 2606.10929, Proposition 1; the density is fixed here as mass / k.
     """
+    check_single(basis)
     ops.check_on_tree("signal", basis.rows, gradient)
     small, scale = ops.scaled(gradient)
-    mass = jnp.sum(jnp.square(ops.products(basis.rows, small))) * scale * scale
-    finite = jnp.isfinite(ops.largest(gradient))
+    inside = jnp.sum(jnp.square(ops.products(basis.rows, small)))
+    mass, norm = inside * scale * scale, jnp.sqrt(inside) * scale
+    finite = jnp.isfinite(ops.largest(gradient)) & basis_usable(basis)
     mass = jnp.where(finite, mass, jnp.nan)
     status = flag(Status.ZERO, basis.rank == 0) | flag(Status.NOT_FINITE, ~finite)
-    return Signal(mass, mass / jnp.maximum(basis.rank, 1), status)
+    norm = jnp.where(finite, norm, jnp.nan)
+    return Signal(mass, norm, mass / jnp.maximum(basis.rank, 1), status)
 
 
 def functional_recovery(
@@ -122,12 +129,13 @@ def functional_recovery(
 
     Args:
       loss: of the parameters alone.
-      start: where the displacement begins.
+      start: where the displacement begins. If the loss does not fall along it there is nothing to recover: NaN.
       displacement: end minus start.
       basis: on the same tree.
     """
     drop = loss(start) - loss(trees.axpy(1.0, displacement, start))
-    return (loss(start) - loss(trees.axpy(1.0, project(basis, displacement), start))) / drop
+    kept = loss(start) - loss(trees.axpy(1.0, project(basis, displacement), start))
+    return jnp.where(drop > 0, kept / jnp.where(drop > 0, drop, 1.0), jnp.nan)
 
 
 def random_mass(rank: int | Int[Array, ""], like: Delta) -> Float[Array, ""]:

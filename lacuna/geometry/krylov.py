@@ -26,7 +26,7 @@ class KrylovInfo(NamedTuple):
     Attributes:
       matrix: `M = Q A Q^T`, tridiagonal for Lanczos and upper Hessenberg for Arnoldi; float32[k, k], zero beyond
         the rank. Its eigenvalues are the Ritz values.
-      residual: what the last product has outside of the space; zero where the space is invariant.
+      residual: what the last product has outside of the space; rounding where the space is invariant.
       residual_norm: its norm, float32[].
       symmetry_defect: largest `|<q_i, A q_j> - <q_j, A q_i>|` seen, over the largest `|A q|`; 0 for Arnoldi.
       num_products: products with the operator, int32[].
@@ -64,13 +64,14 @@ def krylov(
 
     Args:
       operator: linear map on the tree of `start`. One that is a pytree (`derivatives.hvp` makes such) is passed
-        in as data, so that another point or batch needs no second compilation.
+        in as data, so that another point or batch needs no second compilation; any other is compiled at each call.
       start: g; only its direction matters.
       rank: k.
       kind: `lanczos` for a symmetric operator, indefinite or not; `arnoldi` for any.
 
     Returns:
-      The basis and `KrylovInfo`. The rank is below k where the space is exhausted (INVARIANT) or where a product
+      The basis and `KrylovInfo`. The rank is below k where the space is exhausted (INVARIANT: what is left is below
+        64 eps of the largest product, and its measured size is `residual_norm`) or where a product
       was not finite (NOT_FINITE, under `jit`): it then holds the rows whose products are known. ZERO for a zero
       start, NONSYMMETRIC where Lanczos found the operator not to be symmetric.
 
@@ -86,7 +87,8 @@ def krylov(
         raise GeometryError("kind must be lanczos or arnoldi", got=f"`{kind}`")
     ops.check_floating(start)
     if jax.tree_util.all_leaves([operator]):
-        operator = jax.tree_util.Partial(operator)
+        # A new function for each call: a compiled one would remember what the operator held when it was traced.
+        operator = jax.tree_util.Partial(lambda delta, apply=operator: apply(delta))
     by_row = ops.on_one_cpu(operator, start)
     result = _krylov(operator, start, rank=rank, kind=kind, by_row=by_row)
     raise_if_not_finite("krylov", result, ((start,), {}))
@@ -95,7 +97,9 @@ def krylov(
 
 @partial(jax.jit, static_argnames=("rank", "kind", "by_row"))
 def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str, by_row: bool) -> tuple[Basis, KrylovInfo]:
-    trees.check_match("krylov, whose operator", start, jax.eval_shape(operator, start))
+    product = jax.eval_shape(operator, start)
+    trees.check_match("krylov, whose operator", start, product)
+    ops.check_floating(product)
     first, _ = ops.scaled(start)
     length = jnp.sqrt(ops.squared_norm(first))
     usable = jnp.isfinite(length) & (length > 0)
@@ -138,13 +142,13 @@ def _advance(step: Callable[..., _Split], operator: Operator, by_row: bool, stat
     matrix = state.matrix.at[:, j].set(column)
     matrix = matrix.at[j, j - 1].set(jnp.where(j > 0, state.coupling, matrix[j, j - 1]))
     status = jnp.where(finite, flag(Status.INVARIANT, exhausted), jnp.int32(Status.NOT_FINITE))
-    ended = exhausted | ~finite
-    unit = jax.tree.map(lambda x: jnp.where(ended, 0.0, x / jnp.where(ended, 1.0, length)), rest)
+    safe = jnp.where(finite & (length > 0), length, 1.0)
+    unit = jax.tree.map(lambda x: jnp.where(finite, x / safe, 0.0), rest)
     return _State(
         rows,
         jnp.where(finite, matrix, state.matrix),
         unit,
-        jnp.where(ended, 0.0, length * scale),
+        jnp.where(finite, length * scale, 0.0),
         jnp.where(finite, norm, state.norm),
         jnp.where(finite, jnp.maximum(state.defect, defect * scale), state.defect),
         j + finite,

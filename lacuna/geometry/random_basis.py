@@ -175,7 +175,7 @@ def block_capture(basis: BlockBasis, delta: Delta) -> BlockCapture:
     some = total > 0
     safe = jnp.where(some, total, 1.0)
     mass, level = (jnp.where(some, ops.pairwise_sum(parts) / safe, 0.0) for parts in (inside, levels))
-    finite = jnp.isfinite(total)
+    finite = jnp.isfinite(total + mass) & ((basis.status & Status.NOT_FINITE) == 0)
     status = flag(Status.ZERO, total == 0) | flag(Status.NOT_FINITE, ~finite)
     rank = ops.pairwise_sum([jnp.sum(rank) for rank in jax.tree.leaves(basis.ranks)])
     mass, level = (jnp.where(finite, share, jnp.nan) for share in (jnp.minimum(mass, 1.0), level))

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
-from lacuna.geometry.basis import Basis, triangularise
+from lacuna.geometry.basis import DROP, Basis, triangularise
 from lacuna.geometry.status import Status, kernel
 from lacuna.types import Delta, Rows
 
@@ -79,7 +79,8 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
       delta: the displacement of the whole run.
 
     Returns:
-      Mass of `delta - sum_{i <= m} update_i`; 0 where nothing is left, NaN if an element is not finite.
+      Mass of `delta - sum_{i <= m} update_i`; 0 where less is left than 64 eps of the way gone, NaN if an element
+      is not finite. A `delta` that is a difference of two large points brings their rounding with it.
 
     Raises:
       GeometryError: the trees differ; names the leaf.
@@ -87,15 +88,24 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
     ops.check_on_tree("remainder_captures", updates, delta)
     basis, _, ranks = triangularise(updates, by_row=by_row)
 
-    def after(rest: Delta, step: tuple[Delta, Int[Array, ""]]) -> tuple[Delta, Float[Array, ""]]:
-        update, rank = step
+    def length(delta: Delta) -> Float[Array, ""]:
+        small, scale = ops.scaled(delta)
+        return jnp.sqrt(ops.squared_norm(small)) * scale
+
+    def after(
+        state: tuple[Delta, Float[Array, ""]], step: tuple[Delta, Int[Array, ""]]
+    ) -> tuple[tuple[Delta, Float[Array, ""]], Float[Array, ""]]:
+        (rest, travelled), (update, rank) = state, step
         rest = jax.tree.map(lambda r, u: r - u.astype(jnp.float32), rest, update)
+        travelled = travelled + length(update)
         small, _ = ops.scaled(rest)
         inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small)))
-        return rest, _share(inside, rank, ops.squared_norm(small), basis)
+        share = _share(inside, rank, ops.squared_norm(small), basis)
+        nothing = length(rest) <= DROP * travelled  # what is left is the rounding of the subtractions
+        return (rest, travelled), jnp.where(nothing, 0.0, share)
 
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
-    return lax.scan(after, whole, (updates, ranks))[1]
+    return lax.scan(after, (whole, length(whole)), (updates, ranks))[1]
 
 
 def _share(

@@ -82,6 +82,11 @@ def test_overlap_of_random_subspaces_is_the_stated_level():
     assert drifts.angles.shape == (200, 4)
 
 
+def test_the_random_level_of_a_drift_counts_parameters_and_not_rows():
+    none, some = geometry.empty({"x": jnp.zeros(60)}, capacity=0), bases([0.1])[0]
+    np.testing.assert_allclose(geometry.drift(none, some).random_overlap, 1 / 60, rtol=1e-6)
+
+
 def test_bases_on_different_trees_are_refused_by_leaf():
     a, _ = bases([0.1])
     other = geometry.orthonormalise({"y": jnp.eye(60)[:1]})

@@ -105,6 +105,44 @@ def test_rows_and_vectors_stored_in_bfloat16_lose_storage_and_no_arithmetic(mass
     np.testing.assert_allclose(found.mass, oracles.capture_mass(q, d), rtol=5e-3 if mass > 0.5 else 2e-2)
 
 
+def test_a_basis_that_was_emptied_says_nothing_of_a_vector():
+    """Under jit nobody raised when it was made: the next kernel must not give a clean zero."""
+    rows = problems.odd_rows(4)
+    delta = jax.tree.map(lambda x: x[0] + x[1], rows)
+    bad = {**rows, "a": rows["a"].at[3, 2, 1].set(jnp.nan)}
+    for kernel in (geometry.capture, geometry.signal):
+        found = jax.jit(lambda r, d, kernel=kernel: kernel(geometry.orthonormalise(r), d))(bad, delta)
+        assert np.isnan(found.mass)
+        assert found.status & Status.NOT_FINITE
+    found = jax.jit(lambda r, d: geometry.block_capture(geometry.block_orthonormalise(r), d))(bad, delta)
+    assert np.isnan(found.mass)
+
+
+def test_a_batch_of_bases_needs_vmap():
+    many = jax.vmap(geometry.orthonormalise)(jnp.ones((3, 4, 20)))
+    for call in (
+        lambda: geometry.capture(many, jnp.ones((4, 20))),
+        lambda: geometry.signal(many, jnp.ones((4, 20))),
+        lambda: geometry.drift(many, many),
+        lambda: geometry.append(many, jnp.ones((4, 20))),
+    ):
+        with pytest.raises(GeometryError, match=r"a batch of shape \(3,\)"):
+            call()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_norm_of_a_signal_holds_at_any_scale(scale):
+    basis, gradient = basis_and_vector(0.77)
+    far = jax.tree.map(lambda x: x * jnp.float32(scale), gradient)
+    np.testing.assert_allclose(geometry.signal(basis, far).norm / scale, 0.77**0.5 * 7, rtol=1e-5)
+
+
+def test_nothing_is_recovered_where_the_loss_does_not_fall():
+    basis = geometry.orthonormalise({"x": jnp.eye(3)[:1]})
+    start, step = {"x": jnp.zeros(3)}, {"x": jnp.ones(3)}
+    assert np.isnan(geometry.functional_recovery(lambda p: jnp.sum(p["x"] ** 2), start, step, basis))
+
+
 def test_projection_is_linear_idempotent_and_shortens():
     basis, delta = basis_and_vector(0.77)
     q = oracles.flat_rows(basis.rows)

@@ -33,13 +33,26 @@ def test_the_leading_directions_come_strongest_first(rank, scale):
 
 
 def test_directions_lost_in_rounding_are_dropped_and_the_rest_is_orthonormal():
-    rows, q = gradients([1, 1e-2, 1e-6, 1e-7])
+    rows, q = gradients([1, 1e-2, 3e-7, 1e-7])
     basis = geometry.gradient_basis(rows, rank=4)
     assert basis.rank == 2
     assert basis.status & Status.DEPENDENT
     found = oracles.flat_rows(basis.rows)[:2]
     assert np.linalg.norm(found @ found.T - np.eye(2), 2) < 5 * EPS
     np.testing.assert_allclose(np.abs(np.sum(found * q[:2], axis=1)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_close_small_singular_values_are_told_apart(seed):
+    """The rounding of a float32 Gram matrix would mix them with the second direction."""
+    rng = np.random.default_rng(seed)
+    k, size = 32, 2000
+    left, right = np.linalg.qr(rng.normal(size=(k, k)))[0], np.linalg.qr(rng.normal(size=(size, k)))[0].T
+    matrix = (left * np.r_[1, 4.2e-4, np.full(30, 3.6e-4)]) @ right
+    basis = geometry.gradient_basis(jnp.asarray(matrix, jnp.float32), rank=2)
+    assert (int(basis.rank), int(basis.status)) == (2, 0)
+    known = np.linalg.svd(np.asarray(jnp.asarray(matrix, jnp.float32), np.float64), full_matrices=False)[2][1]
+    assert (np.asarray(basis.rows, np.float64)[1] @ known) ** 2 > 0.999
 
 
 def test_a_rank_above_the_number_of_gradients_is_refused():

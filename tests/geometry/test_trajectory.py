@@ -51,6 +51,14 @@ def test_remainder_captures_leave_out_the_steps_of_the_prefix():
     np.testing.assert_allclose(geometry.remainder_captures(updates, target), known, atol=2e-5)
 
 
+def test_where_nothing_is_left_the_remainder_has_no_mass():
+    rng = np.random.default_rng(0)
+    updates = jnp.asarray(rng.normal(size=(4, 12)), jnp.float32)
+    masses = geometry.remainder_captures(updates, jnp.sum(updates, axis=0))
+    assert masses[-1] == 0
+    assert np.all(masses[:-1] > 0)
+
+
 def test_dependent_updates_do_not_shift_the_prefixes():
     updates = jax.tree.map(lambda x: x.at[1].set(2 * x[0]).at[4].set(0), smooth_path(6))
     matrix = oracles.flat_rows(updates)
