@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -119,7 +120,8 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
             for i, value in enumerate(positive / positive.sum(), start=1):
                 record("energy", value, scaling=scaling, i=i)
         own = labels == names.index(config.start.task)
-        spectrum = geometry.spectrum_of(np.sqrt(np.maximum(np.linalg.eigvalsh(whole[np.ix_(own, own)])[::-1], 0)))
+        squares = np.maximum(np.linalg.eigvalsh(whole[np.ix_(own, own)])[::-1], 0)
+        spectrum = geometry.spectrum_of(jnp.asarray(np.sqrt(squares), jnp.float32))
         record("one_task_participation_ratio", spectrum.participation_ratio)
         record("one_task_top_energy", spectrum.top_energy[0])
     return found
