@@ -4,7 +4,7 @@
 
 Question: what does an orthonormal Krylov basis of rank 32 cost at P = 5e5 and 1e7, and how far is that from
 the floor? Peer: matfree's `tridiag_sym` with full reorthogonalisation, on the same Hessian product. The floor
-is 32 products, plus two reads of the rows that are there at each step at the machine's stream rate.
+is 32 products, plus two reads of the rows that are there at each step at the machine's read rate.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def measure(size: str) -> list[str]:
     num_params = trees.size(problem(size)[0])
     basis_bytes = 4 * RANK * num_params
     ours, theirs, products, diagonal = harness.interleave(*run.values())
-    rate = harness.stream_rate()
+    rate = harness.read_rate()
     floor = np.median(products.wall_s) + RANK**2 * num_params * 4 / rate
     basis, info = run["lacuna"]()
     ritz = np.linalg.eigvalsh(np.asarray(info.matrix, np.float64))
