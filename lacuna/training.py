@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from lacuna import trees
 from lacuna.errors import InvalidInput
-from lacuna.types import Batch, Loss, Params, Rows
+from lacuna.types import Batch, Delta, Loss, Params, Rows
 
 BatchAt = Callable[[Any], Batch]
 """`batch_at(step) -> batch`, traceable in the step."""
+
+Record = Callable[[Delta], Delta]
+"""`record(update)`: what is kept of an update; linear, so that the kept updates add up as the updates do."""
 
 Progress = Callable[[int, int, float], None]
 """`progress(step, num_steps, loss)`: steps done, steps in all, loss at the last one done."""
@@ -114,9 +117,9 @@ def _advance(
     return lax.fori_loop(first, last, update, state)
 
 
-def _as_data(batch_at: BatchAt) -> BatchAt:
+def _as_data(function: Callable[..., Any]) -> Callable[..., Any]:
     """A callable that may be an argument of a compiled program."""
-    return jax.tree_util.Partial(batch_at) if jax.tree_util.all_leaves([batch_at]) else batch_at
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def fit(
@@ -201,7 +204,7 @@ class Trajectory(NamedTuple):
 
     Attributes:
       updates: update t is the point after step t minus the point before it; leading axis m on every leaf. In
-        float32, or the leaf's own dtype where that is wider.
+        float32, or the leaf's own dtype where that is wider. What `record` makes of it, where there is one.
       steps: the step of each update, int32.
       losses: the loss before each update, of all steps, whether the update was recorded or not.
       end: the point after the last step.
@@ -238,7 +241,13 @@ def _difference(new: Array, old: Array) -> Array:
 
 
 def trajectory(
-    loss: Loss, params: Params, batch_at: BatchAt, config: RecoverConfig, *, recorded: int | None = None
+    loss: Loss,
+    params: Params,
+    batch_at: BatchAt,
+    config: RecoverConfig,
+    *,
+    recorded: int | None = None,
+    record: Record | None = None,
 ) -> Trajectory:
     """`recover` before it is jitted: to be vmapped over starts, or over the data of several seeds.
 
@@ -256,6 +265,7 @@ def trajectory(
                 got=f"`{name}` of {leaf.dtype}",
                 hint="leave the frozen leaves out of params and bind them to the loss",
             )
+    kept = record or (lambda update: update)
     optimiser = _constant_step(config)
     wide = jax.tree.map(_wide, params)
 
@@ -268,14 +278,13 @@ def trajectory(
         # twice. Past the prefix its last row is written with what it holds.
         row = jnp.minimum(index, recorded - 1)
         updates = jax.tree.map(
-            lambda rows, a, b: rows.at[row].set(jnp.where(index < recorded, _difference(a, b), rows[row])),
+            lambda rows, update: rows.at[row].set(jnp.where(index < recorded, update, rows[row])),
             updates,
-            new,
-            point,
+            kept(jax.tree.map(_difference, new, point)),
         )
         return (new, moments, updates), value.astype(jnp.float32)
 
-    updates = jax.tree.map(lambda leaf: jnp.zeros((recorded, *leaf.shape), leaf.dtype), wide)
+    updates = jax.tree.map(lambda leaf: jnp.zeros((recorded, *leaf.shape), leaf.dtype), jax.eval_shape(kept, wide))
     steps = jnp.arange(config.num_steps, dtype=jnp.int32)
     (end, _, updates), losses = lax.scan(step, (params, optimiser.init(wide), updates), steps)
     return Trajectory(updates, steps[:recorded], losses, end)
@@ -285,11 +294,18 @@ _trajectory = jax.jit(trajectory, static_argnames=("loss", "config", "recorded")
 
 
 def recover(
-    loss: Loss, params: Params, batch_at: BatchAt, config: RecoverConfig, *, recorded: int | None = None
+    loss: Loss,
+    params: Params,
+    batch_at: BatchAt,
+    config: RecoverConfig,
+    *,
+    recorded: int | None = None,
+    record: Record | None = None,
 ) -> Trajectory:
     """Train from a forgotten point with constant steps, and record the updates; deterministic.
 
-    One compiled loop. Its memory is that of a training step and `recorded` x P for the updates. Under `jax.vmap`
+    One compiled loop. Its memory is that of a training step and `recorded` x P for the updates, or `recorded`
+    sketches where P is too large for that: `record=geometry.Sketch(key, size=4096)`. Under `jax.vmap`
     it runs many recoveries at once: over starts, or over the data if `batch_at` is a pytree. A point in bfloat16
     stands still where a step is below half its last bit, a relative 0.2 to 0.4 %: recover in float32.
 
@@ -300,8 +316,11 @@ def recover(
         `tasks.Mixture`) is passed in as data, so that another seed needs no second compilation.
       config: the optimiser and the number of steps.
       recorded: keep this many updates, the first ones; all of them if it is None. The rest count in `end` alone.
+      record: what to keep of an update instead of all of it: a linear map to another tree. One that is a pytree
+        is passed in as data; give the same function object again otherwise.
 
     Raises:
       InvalidInput: `recorded` is not in 1..num_steps, or a leaf is not floating; names the leaf.
     """
-    return _trajectory(loss, params, _as_data(batch_at), config, recorded=recorded)
+    record = None if record is None else _as_data(record)
+    return _trajectory(loss, params, _as_data(batch_at), config, recorded=recorded, record=record)

@@ -49,7 +49,7 @@ def flat_rows(rows: Any) -> np.ndarray:
     """Rows as a float64 matrix [k, P]."""
     leaves = [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(rows)]
     k = leaves[0].shape[0]
-    return np.concatenate([np.zeros((k, 0)), *(leaf.reshape(k, -1) for leaf in leaves)], axis=1)
+    return np.concatenate([leaf.reshape(k, int(np.prod(leaf.shape[1:]))) for leaf in leaves], axis=1)
 
 
 def like_rows(matrix: np.ndarray, like: Any) -> Any:
@@ -72,7 +72,7 @@ def gram_schmidt(matrix: np.ndarray) -> np.ndarray:
                 rest -= (q @ rest) * q
         if np.linalg.norm(rest) > 1e-5 * np.linalg.norm(vector):
             found.append(rest / np.linalg.norm(rest))
-    return np.asarray(found).reshape(-1, matrix.shape[1])
+    return np.asarray(found).reshape(len(found), matrix.shape[1])
 
 
 def capture_mass(q: np.ndarray, d: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import optax
 import oracles
 import pytest
 
-from lacuna import keys, models, tasks, training
+from lacuna import geometry, keys, models, tasks, training
 from lacuna.errors import InvalidInput
 
 CONFIG = training.TrainConfig(num_steps=7, warmup_steps=2, peak_learning_rate=0.1)
@@ -261,6 +261,19 @@ def test_a_recorded_prefix_is_that_of_the_whole_run(config):
         assert equal(prefix.updates, jax.tree.map(lambda u, n=recorded: u[:n], whole.updates))
         assert equal(prefix.steps, np.arange(recorded))
         assert equal((prefix.end, prefix.losses), (whole.end, whole.losses))
+
+
+@by_optimiser
+def test_recorded_sketches_are_those_of_the_updates(config):
+    sketch = geometry.Sketch(jax.random.key(0), 8)
+    whole = training.recover(least_squares, SQUARES_START, squares_at, config)
+    kept = training.recover(least_squares, SQUARES_START, squares_at, config, record=sketch)
+    assert kept.updates.shape == (12, 8)
+    np.testing.assert_allclose(kept.updates, jax.vmap(sketch)(whole.updates), atol=1e-6)
+    assert equal((kept.end, kept.losses, kept.steps), (whole.end, whole.losses, whole.steps))
+    programs = training._trajectory._cache_size()
+    training.recover(least_squares, SQUARES_START, squares_at, config, record=geometry.Sketch(jax.random.key(1), 8))
+    assert training._trajectory._cache_size() == programs
 
 
 def test_memory_is_that_of_the_recorded_updates():

@@ -30,6 +30,7 @@ from lacuna.geometry.random_basis import block_orthonormalise as block_orthonorm
 from lacuna.geometry.random_basis import random_basis as random_basis
 from lacuna.geometry.random_basis import random_block_basis as random_block_basis
 from lacuna.geometry.rows import gram as gram
+from lacuna.geometry.sketch import Sketch as Sketch
 from lacuna.geometry.spectrum import Spectrum as Spectrum
 from lacuna.geometry.spectrum import spectrum as spectrum
 from lacuna.geometry.spectrum import spectrum_of as spectrum_of

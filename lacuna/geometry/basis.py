@@ -101,9 +101,9 @@ def grow(basis: Basis, delta: Delta, *, floor: Float[Array, ""] | float = 0.0, b
     """
     k = basis.capacity
     small, scale = ops.scaled(delta)
-    before = jnp.sqrt(ops.squared_norm(small))
+    before = ops.norm(small)
     inside, rest = split(basis.rows, small, basis.rank if by_row else None)
-    length = jnp.sqrt(ops.squared_norm(rest))
+    length = ops.norm(rest)
     finite, room = jnp.isfinite(before), basis.rank < k
     independent = (length > DROP * before) & (length * scale > floor)  # false for NaN
     new = finite & independent & room
@@ -129,7 +129,8 @@ def append(basis: Basis, delta: Delta, *, by_row: bool = False) -> Appended:
 
     Returns:
       The grown basis. A vector that is zero (ZERO), in the span already (DEPENDENT), not finite (NOT_FINITE) or
-      beyond the room (FULL) leaves it as it was, but for the status.
+      beyond the room (FULL) leaves it as it was, but for the basis's status, which says from then on that some
+      vector was refused; the other `status` is of this one alone.
 
     Raises:
       GeometryError: `delta` lives on another tree, or (eagerly) is not finite; names the leaf.

@@ -61,12 +61,14 @@ def capture(basis: Basis, delta: Delta) -> Capture:
     finite = jnp.isfinite(total + mass + lost) & basis_usable(basis)
     mass, lost = (jnp.where(finite, share, jnp.nan) for share in (mass, lost))
     status = flag(Status.ZERO, total == 0) | flag(Status.NOT_FINITE, ~finite)
-    return Capture(mass, jnp.sqrt(mass), lost, status)
+    return Capture(mass, ops.root(mass), lost, status)
 
 
 @kernel()
 def project(basis: Basis, delta: Delta) -> Delta:
     """`Q^T Q delta`, the nearest vector in the subspace; float32, leaf by leaf.
+
+    NaN where the basis was emptied because something not finite went into it: zero would pass for an answer.
 
     Raises:
       GeometryError: the trees differ; names the leaf.
@@ -74,7 +76,8 @@ def project(basis: Basis, delta: Delta) -> Delta:
     check_single(basis)
     ops.check_on_tree("project", basis.rows, delta)
     small, scale = ops.scaled(delta)
-    return ops.divide(ops.combine(ops.products(basis.rows, small), basis.rows), 1 / scale)
+    inside = jnp.where(basis_usable(basis), ops.products(basis.rows, small), jnp.nan)
+    return ops.divide(ops.combine(inside, basis.rows), 1 / scale)
 
 
 class Signal(NamedTuple):
@@ -110,7 +113,7 @@ def signal(basis: Basis, gradient: Delta) -> Signal:
     ops.check_on_tree("signal", basis.rows, gradient)
     small, scale = ops.scaled(gradient)
     inside = jnp.sum(jnp.square(ops.products(basis.rows, small)))
-    mass, norm = inside * scale * scale, jnp.sqrt(inside) * scale
+    mass, norm = inside * scale * scale, ops.root(inside) * scale
     finite = jnp.isfinite(ops.largest(gradient)) & basis_usable(basis)
     mass = jnp.where(finite, mass, jnp.nan)
     status = flag(Status.ZERO, basis.rank == 0) | flag(Status.NOT_FINITE, ~finite)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from lacuna.geometry import rows as ops
 from lacuna.geometry.basis import DROP, Basis, empty, split
 from lacuna.geometry.status import Status, flag, raise_if_not_finite
 from lacuna.types import Delta, Operator, Rows
-
-SYMMETRIC = ops.EPS**0.5
-"""An operator whose products disagree by more than this share of its norm is not symmetric."""
 
 
 class KrylovInfo(NamedTuple):
@@ -54,7 +51,12 @@ class _State(NamedTuple):
 
 
 def krylov(
-    operator: Operator, start: Delta, *, rank: int, kind: Literal["lanczos", "arnoldi"] = "lanczos"
+    operator: Operator,
+    start: Delta,
+    *,
+    rank: int,
+    kind: Literal["lanczos", "arnoldi"] = "lanczos",
+    rounding: float | None = None,
 ) -> tuple[Basis, KrylovInfo]:
     """An orthonormal basis of `span(g, A g, ..., A^{k-1} g)`.
 
@@ -68,16 +70,20 @@ def krylov(
       start: g; only its direction matters.
       rank: k.
       kind: `lanczos` for a symmetric operator, indefinite or not; `arnoldi` for any.
+      rounding: relative error of one product. None takes the eps of the least precise array that the operator holds
+        (where it is a pytree) or returns; say it for a closure that computes in bfloat16 and returns float32.
 
     Returns:
       The basis and `KrylovInfo`. The rank is below k where the space is exhausted (INVARIANT: what is left is below
-        64 eps of the largest product, and its measured size is `residual_norm`) or where a product
-      was not finite (NOT_FINITE, under `jit`): it then holds the rows whose products are known. ZERO for a zero
-      start, NONSYMMETRIC where Lanczos found the operator not to be symmetric.
+      64 eps of float32, or twice `rounding` where that is more, of the largest product; its measured size is
+      `residual_norm`) or where a product was not finite (NOT_FINITE, under `jit`): it then holds the rows whose
+      products are known. ZERO for a zero start, NONSYMMETRIC where Lanczos found products that disagree by more
+      than the root of `rounding`. Rounding passes for a direction where an operator of low rank hardly couples to
+      its last one: look at `matrix` below the diagonal before trusting a row that comes after a small entry.
 
     Raises:
-      GeometryError: a negative rank, a leaf that is not floating, an operator that leaves the tree, or
-        (eagerly) numbers that are not finite.
+      GeometryError: a negative rank, a leaf that is no floating array, an operator that leaves the tree, a
+        `rounding` that is not in [0, 1), or (eagerly) numbers that are not finite.
 
     Source: Lanczos (1950); Paige (1976) for the loss of orthogonality; arXiv 2606.10929, Lemma 1.
     """
@@ -85,23 +91,34 @@ def krylov(
         raise GeometryError("rank must not be negative", got=rank)
     if kind not in ("lanczos", "arnoldi"):
         raise GeometryError("kind must be lanczos or arnoldi", got=f"`{kind}`")
+    if rounding is not None and not 0 <= rounding < 1:
+        raise GeometryError("rounding must be in [0, 1)", got=rounding)
     ops.check_floating(start)
     if jax.tree_util.all_leaves([operator]):
         # A new function for each call: a compiled one would remember what the operator held when it was traced.
         operator = jax.tree_util.Partial(lambda delta, apply=operator: apply(delta))
     by_row = ops.on_one_cpu(operator, start)
-    result = _krylov(operator, start, rank=rank, kind=kind, by_row=by_row)
+    result = _krylov(operator, start, rank=rank, kind=kind, rounding=rounding, by_row=by_row)
     raise_if_not_finite("krylov", result, ((start,), {}))
     return result
 
 
-@partial(jax.jit, static_argnames=("rank", "kind", "by_row"))
-def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str, by_row: bool) -> tuple[Basis, KrylovInfo]:
+def _least_precise(arrays: Any) -> float:
+    """The largest eps among the floating arrays."""
+    found = [leaf.dtype for leaf in jax.tree.leaves(arrays) if hasattr(leaf, "dtype")]
+    return max([float(jnp.finfo(dtype).eps) for dtype in found if jnp.issubdtype(dtype, jnp.floating)], default=0.0)
+
+
+@partial(jax.jit, static_argnames=("rank", "kind", "rounding", "by_row"))
+def _krylov(
+    operator: Operator, start: Delta, *, rank: int, kind: str, rounding: float | None, by_row: bool
+) -> tuple[Basis, KrylovInfo]:
     product = jax.eval_shape(operator, start)
     trees.check_match("krylov, whose operator", start, product)
     ops.check_floating(product)
+    rounding = max(ops.EPS, _least_precise((operator, product)) if rounding is None else rounding)
     first, _ = ops.scaled(start)
-    length = jnp.sqrt(ops.squared_norm(first))
+    length = ops.norm(first)
     usable = jnp.isfinite(length) & (length > 0)
     unit = ops.divide(first, jnp.where(usable, length, 1.0))
     status = flag(Status.ZERO, length == 0) | flag(Status.NOT_FINITE, ~jnp.isfinite(length))
@@ -112,9 +129,11 @@ def _krylov(operator: Operator, start: Delta, *, rank: int, kind: str, by_row: b
     step = _lanczos_step if kind == "lanczos" else _arnoldi_step
     if rank:
         state = lax.while_loop(
-            lambda s: (s.step < rank) & ((s.status & _END) == 0), partial(_advance, step, operator, by_row), state
+            lambda s: (s.step < rank) & ((s.status & _END) == 0),
+            partial(_advance, step, operator, max(DROP, 2 * rounding), by_row),
+            state,
         )
-    return _finish(state, kind, rank)
+    return _finish(state, kind, rank, rounding**0.5)
 
 
 _END = Status.ZERO | Status.INVARIANT | Status.NOT_FINITE
@@ -128,16 +147,16 @@ class _Split(NamedTuple):
     """The largest coefficient that a symmetric operator would not have."""
 
 
-def _advance(step: Callable[..., _Split], operator: Operator, by_row: bool, state: _State) -> _State:
+def _advance(step: Callable[..., _Split], operator: Operator, drop: float, by_row: bool, state: _State) -> _State:
     j = state.step
     rows = ops.set_row(state.rows, j, state.next)
     product, scale = ops.scaled(operator(state.next))
-    before = jnp.sqrt(ops.squared_norm(product))
+    before = ops.norm(product)
     finite = jnp.isfinite(before)
     column, rest, defect = step(rows, j, state.next, state.coupling / scale, product, j + 1 if by_row else None)
-    length = jnp.sqrt(ops.squared_norm(rest))
+    length = ops.norm(rest)
     norm = jnp.maximum(state.norm, before * scale)
-    exhausted = ~(length * scale > DROP * norm)
+    exhausted = ~(length * scale > drop * norm)
     column = jnp.where(jnp.arange(column.shape[0]) <= j, column * scale, 0.0)
     matrix = state.matrix.at[:, j].set(column)
     matrix = matrix.at[j, j - 1].set(jnp.where(j > 0, state.coupling, matrix[j, j - 1]))
@@ -195,9 +214,9 @@ def _lanczos_step(
     return _Split(column, rest, jnp.max(jnp.abs(jnp.where(here, 0.0, found))))
 
 
-def _finish(state: _State, kind: str, rank: int) -> tuple[Basis, KrylovInfo]:
+def _finish(state: _State, kind: str, rank: int, symmetric: float) -> tuple[Basis, KrylovInfo]:
     defect = jnp.where(state.norm > 0, state.defect / jnp.where(state.norm > 0, state.norm, 1.0), 0.0)
-    status = state.status | flag(Status.NONSYMMETRIC, defect > SYMMETRIC)
+    status = state.status | flag(Status.NONSYMMETRIC, defect > symmetric)
     rows = state.rows
     if rank:
         # A row whose product was not finite is there already, one beyond the rank.

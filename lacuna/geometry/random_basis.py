@@ -16,7 +16,7 @@ from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
 from lacuna.geometry.basis import Basis, triangularise
 from lacuna.geometry.status import Status, flag, kernel
-from lacuna.types import Delta, Key, Rows
+from lacuna.types import Delta, Key, Rows, Shapes
 
 
 def _normal_rows(key: Key, like: Delta, rank: int, shardings: tuple[Sharding | None, ...]) -> Rows:
@@ -93,10 +93,21 @@ def block_orthonormalise(rows: Rows, *, stacked: Callable[[str], bool] = lambda 
       stacked: which leaves have a leading axis of layers (after the axis k), each a block of its own.
 
     Raises:
-      GeometryError: rows of no common tree, or (eagerly) not finite; names the leaf.
+      GeometryError: rows of no common tree, a stacked leaf without an axis of layers, or (eagerly) numbers that
+        are not finite; names the leaf.
     """
     ops.check_rows(rows)
-    return _block_orthonormalise(rows, stacked=tuple(name for name in trees.leaf_names(rows) if stacked(name)))
+    return _block_orthonormalise(rows, stacked=_stacked_names(ops.like_one(rows), stacked))
+
+
+def _stacked_names(like: Shapes, stacked: Callable[[str], bool]) -> tuple[str, ...]:
+    """Names of the leaves with an axis of layers."""
+    shapes = {name: x.shape for name, x in zip(trees.leaf_names(like), jax.tree.leaves(like), strict=True)}
+    named = tuple(name for name in shapes if stacked(name))
+    for name in named:
+        if not shapes[name]:
+            raise GeometryError("a stacked leaf needs an axis of layers", got=f"`{name}` of shape ()")
+    return named
 
 
 @kernel("stacked", "method")
@@ -130,8 +141,7 @@ def random_block_basis(
       stacked: as in `block_orthonormalise`.
     """
     rows = _normal_rows(key, like, rank, _of_rows(like))
-    named = tuple(name for name in trees.leaf_names(like) if stacked(name))
-    return _block_orthonormalise(rows, stacked=named, method="random_blocks")
+    return _block_orthonormalise(rows, stacked=_stacked_names(like, stacked), method="random_blocks")
 
 
 class BlockCapture(NamedTuple):

@@ -31,8 +31,6 @@ def check_rows(rows: Shapes) -> int:
     """
     check_floating(rows)
     named = [(trees.leaf_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(rows)]
-    if not named:
-        raise GeometryError("rows need at least one leaf", got="an empty tree")
     first, shape = named[0]
     for name, other in named:
         if not other:
@@ -46,8 +44,14 @@ def check_rows(rows: Shapes) -> int:
 
 
 def check_floating(tree: Shapes) -> None:
-    """Raise `GeometryError` at the first leaf that is not real and floating: it has no direction."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    """Raise `GeometryError` for a tree without leaves, or at the first that is no real floating array: no direction."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise GeometryError("a vector needs at least one leaf", got="an empty tree")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "dtype"):
+            got = f"`{trees.leaf_name(path)}`, a Python {type(leaf).__name__}"
+            raise GeometryError("the leaves of a vector are arrays", got=got, hint="jnp.float32 around it")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise GeometryError(
                 "a vector has floating leaves only",
@@ -174,7 +178,8 @@ def power_of_two(size: Float[Array, ""]) -> Float[Array, ""]:
 def scaled(delta: Delta) -> tuple[Delta, Float[Array, ""]]:
     """`(delta / s, s)` in float32, with s a power of two near the largest element.
 
-    Squares of numbers below 1e-19 underflow in float32, and above 1e19 overflow. These cannot.
+    Squares of numbers below 1e-19 underflow in float32, and above 1e19 overflow. These cannot. A subnormal number,
+    below 1.2e-38, is zero to XLA.
     """
     size = power_of_two(largest(delta))
     return divide(delta, size), size
@@ -188,6 +193,17 @@ def divide(delta: Delta, by: Float[Array, ""]) -> Delta:
 def squared_norm(delta: Delta) -> Float[Array, ""]:
     """`<delta, delta>`, float32."""
     return dot(delta, delta)
+
+
+def norm(delta: Delta) -> Float[Array, ""]:
+    """`|delta|`, float32; right where no square underflows, as in what `scaled` gives."""
+    return root(squared_norm(delta))
+
+
+def root(square: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Square root, whose derivative at zero is zero: what is zero by itself has no slope to pass on."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), square)
 
 
 def subtract(a: Delta, b: Delta) -> Delta:

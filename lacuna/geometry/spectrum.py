@@ -37,7 +37,8 @@ def spectrum(rows: Rows, *, by_row: bool = False) -> Spectrum:
     """Singular values of the k x P matrix of rows.
 
     They are those of the k x k triangular factor, accurate to a few eps of the largest; the eigenvalues of the
-    Gram matrix would lose all below sqrt(eps).
+    Gram matrix would lose all below sqrt(eps). What a dependent row has outside of the span is left out: 64 eps
+    of its length at most, so a value that should be that small reads as zero.
 
     Args:
       rows: k vectors, k at least 1.

@@ -90,7 +90,7 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
 
     def length(delta: Delta) -> Float[Array, ""]:
         small, scale = ops.scaled(delta)
-        return jnp.sqrt(ops.squared_norm(small)) * scale
+        return ops.norm(small) * scale
 
     def after(
         state: tuple[Delta, Float[Array, ""]], step: tuple[Delta, Int[Array, ""]]
@@ -102,7 +102,7 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
         inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small)))
         share = _share(inside, rank, ops.squared_norm(small), basis)
         nothing = length(rest) <= DROP * travelled  # what is left is the rounding of the subtractions
-        return (rest, travelled), jnp.where(nothing, 0.0, share)
+        return (rest, travelled), jnp.where(nothing & jnp.isfinite(travelled), 0.0, share)
 
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
     return lax.scan(after, (whole, length(whole)), (updates, ranks))[1]

@@ -263,3 +263,32 @@ def test_the_hessian_of_a_loss_is_an_operator_and_another_point_needs_no_compila
             _, info = geometry.krylov(hvp(loss, params, batch), {"x": jnp.ones(30)}, rank=20)
             top = np.linalg.eigvalsh(np.asarray(info.matrix, np.float64))[-1]
             np.testing.assert_allclose(top, np.linalg.eigvalsh(dense)[-1], rtol=1e-5)
+
+
+def times_stored(matrix, delta):
+    """A product in the matrix's own precision, returned in float32."""
+    return {"x": (matrix @ delta["x"].astype(matrix.dtype)).astype(jnp.float32)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_operator_in_bfloat16_is_judged_by_its_own_rounding(seed):
+    rng = np.random.default_rng(seed)
+    start = {"x": jnp.asarray(rng.normal(size=200), jnp.float32)}
+    inside = np.linalg.qr(rng.normal(size=(200, 3)))[0]
+    projector, full = inside @ inside.T, rng.normal(size=(200, 200)) / 40
+
+    def stored(matrix):
+        return jnp.asarray((matrix + matrix.T) / 2, jnp.bfloat16)
+
+    known = jax.tree_util.Partial(times_stored, stored(projector))
+    basis, info = geometry.krylov(known, start, rank=6)
+    assert (int(basis.rank), int(basis.status)) == (2, Status.INVARIANT)
+    assert 0 < info.residual_norm < 0.02
+    hidden = stored(projector)
+    told, _ = geometry.krylov(lambda d: times_stored(hidden, d), start, rank=6, rounding=2**-7)
+    assert (int(told.rank), int(told.status)) == (2, Status.INVARIANT)
+    untold, _ = geometry.krylov(lambda d: times_stored(hidden, d), start, rank=6)
+    assert untold.rank > 2  # rounding that passes for directions: what the argument is for
+    whole, info = geometry.krylov(jax.tree_util.Partial(times_stored, stored(full)), start, rank=6)
+    assert (int(whole.rank), int(whole.status)) == (6, 0)
+    assert info.symmetry_defect > 0

@@ -58,6 +58,7 @@ KERNELS = {
         (rows(3), rows(3, 1)),
         (1, 1),
     ),
+    "sketch": (lambda d: geometry.Sketch(jax.random.key(0), 16)(d), (vector(),), (0,)),
     "random_basis": (lambda d: geometry.random_basis(jax.random.key(0), d, rank=3), (vector(),), (0,)),
     "block_capture": (
         lambda r, d: geometry.block_capture(geometry.block_orthonormalise(r), d),

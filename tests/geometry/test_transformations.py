@@ -48,6 +48,18 @@ def test_gradients_through_an_orthonormalisation_are_those_of_finite_differences
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2, atol=1e-4)
 
 
+def test_gradients_at_the_edge_are_zero_and_not_nan():
+    """The slope of a length at zero is taken as zero."""
+    basis = geometry.orthonormalise(jax.tree.map(lambda x: x.at[:, :1].set(0) if x.ndim > 1 else 0 * x, ROWS))
+    outside = {**jax.tree.map(jnp.zeros_like, DELTA), "b": [jnp.float32(2), DELTA["b"][1] * 0]}
+    for share in ("mass", "norm"):
+        slope = oracles.flat(jax.grad(lambda d, s=share: getattr(geometry.capture(basis, d), s))(outside))
+        assert not slope.any()
+    repeated = jax.tree.map(lambda x: x.at[2].set(0).at[3].set(x[0]), ROWS)
+    slope = jax.grad(lambda rows: geometry.capture(geometry.orthonormalise(rows), DELTA).mass)(repeated)
+    assert np.isfinite(oracles.flat_rows(slope)).all()
+
+
 def test_kernels_at_rank_zero():
     none = jax.tree.map(lambda x: x[:0], ROWS)
     empty = geometry.orthonormalise(none)
