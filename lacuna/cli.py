@@ -1,4 +1,4 @@
-"""The command line: `lacuna sweep` and `lacuna report`.
+"""The command line: `lacuna sweep`, `lacuna report` and `lacuna verify-hf`.
 
 A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
@@ -98,9 +98,34 @@ class ReportCommand:
     """Write the report there and leave the run folder as it is."""
 
 
+@dataclass(frozen=True)
+class VerifyCommand:
+    """Compare our reading of a Hugging Face model folder with transformers, layer by layer, in float32.
+
+    Needs torch (pip install 'lacuna[parity]'). Exit status 0 if all levels agree, 1 if one does not.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with config.json and model.safetensors: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
+
+    text: str | None = None
+    """What both read; needs a tokenizer. Random tokens, some rows padded on the left, if it is not given."""
+
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, if it is not the model's."""
+
+    length: int = 64
+    """Random tokens in a row."""
+
+
 Command = (
-    Annotated[SweepCommand, tyro.conf.subcommand("sweep")] | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[VerifyCommand, tyro.conf.subcommand("verify-hf")]
 )
+
+DISAGREED = 1
+"""Exit status of a comparison that was made and failed."""
 
 
 def main() -> None:
@@ -127,6 +152,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if isinstance(command, SweepCommand):
             sweep(command, console, arguments)
+        elif isinstance(command, VerifyCommand):
+            return 0 if verify_hf(command, console) else DISAGREED
         else:
             report(command, console)
     except KeyboardInterrupt as stop:
@@ -139,6 +166,8 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
+        if not isinstance(command, SweepCommand):
+            return complain(f"lacuna: this must fit into memory; got {first}.", 2)
         smaller = "--num-candidates" if isinstance(error, MemoryError) else "--batch-size or --width"
         return complain(f"lacuna: the sweep must fit into memory; got {first}. Try: a smaller {smaller}.", 2)
     return 0
@@ -254,6 +283,44 @@ def report(command: ReportCommand, console: Console) -> None:
     from lacuna.reports import sweep_report
 
     console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", soft_wrap=True)
+
+
+def verify_hf(command: VerifyCommand, console: Console) -> bool:
+    """Run `lacuna verify-hf`; whether all levels agree."""
+    import numpy as np
+
+    from lacuna.checkpoints import verify
+    from lacuna.checkpoints.configs import spec_from_config
+    from lacuna.checkpoints.hf import load_tokenizer, read_config
+
+    if command.length < 2:
+        raise InvalidInput("length must be at least 2", got=command.length)
+    spec = spec_from_config(read_config(command.folder.expanduser()))
+    if command.text is None:
+        tokens, mask = verify.sample_tokens(spec.vocab_size, min(command.length, spec.max_positions))
+    else:
+        ids = load_tokenizer(command.tokenizer or command.folder)(command.text).input_ids
+        if not ids:
+            raise InvalidInput("text must hold at least one token", got=f"`{command.text}`")
+        tokens = np.asarray([ids], np.int64)
+        mask = np.ones_like(tokens)
+    found = verify.verify_hf(command.folder, tokens, mask)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("level", no_wrap=True)
+    for head in ("largest\ndifference", "largest\nvalue", "relative"):
+        table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    table.add_column("", no_wrap=True)
+    for level in found.levels:
+        verdict = "" if level.passed else "DIFFERS"
+        table.add_row(level.name, f"{level.difference:.2e}", f"{level.size:.3g}", f"{level.relative:.1e}", verdict)
+    console.print(table)
+    verdict = "agrees with" if found.passed else "DIFFERS from"
+    console.print(
+        f"lacuna {verdict} transformers on {found.num_tokens} tokens (limit {verify.LIMIT:g} of each level's largest "
+        f"value): same first choice at {100 * found.same_top:.1f} %, KL {found.divergence_nats:.1e} nats.",
+        soft_wrap=True,
+    )
+    return found.passed
 
 
 def _prepare(command: SweepCommand, console: Console) -> "Setup":

@@ -1,6 +1,12 @@
 """Models as pure functions over plain trees of arrays."""
 
+from lacuna.models.causal_lm import CausalLMSpec as CausalLMSpec
+from lacuna.models.causal_lm import causal_lm as causal_lm
+from lacuna.models.decoding import greedy as greedy
+from lacuna.models.lora import Lora as Lora
 from lacuna.models.model import Model as Model
 from lacuna.models.model import Output as Output
+from lacuna.models.scoring import choice_logits as choice_logits
+from lacuna.models.scoring import next_token_nats as next_token_nats
 from lacuna.models.synthetic import SyntheticSpec as SyntheticSpec
 from lacuna.models.synthetic import synthetic as synthetic

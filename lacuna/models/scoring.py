@@ -1,0 +1,85 @@
+"""What a language model thinks of given tokens, without the [B, S, V] logits ever being there."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from lacuna.errors import InvalidInput
+from lacuna.models.causal_lm import Mask, head_kernel, logits_of, stream
+from lacuna.models.model import Model
+from lacuna.types import Params
+
+
+def next_token_nats(
+    model: Model, params: Params, tokens: Int[Array, "B S"], *, chunk: int = 128, **options: Any
+) -> Float[Array, "B S-1"]:
+    """Cross-entropy in nats of each next token, the log-sum-exp in float32.
+
+    The head is applied to `chunk` tokens of the batch at a time, forward and backward, so that the memory is that
+    of chunk x V logits. A mean over the tokens that count is the loss of a language model.
+
+    Args:
+      model: of `causal_lm`.
+      params: its parameters.
+      tokens: entry s of a row of the result is for the token at s + 1.
+      chunk: tokens at a time; at 0 all of them, which is as fast and takes the memory.
+      options: those of `apply`: mask, positions, lora, steer, layer_map. What is predicted from padding, or is
+        padding, has no meaning: weigh it with zero.
+
+    Raises:
+      InvalidInput: a negative chunk.
+    """
+    if chunk < 0:
+        raise InvalidInput("chunk must not be negative", got=chunk)
+    hidden = stream(model.spec, params, tokens, **options).hidden[:, :-1]
+    kernel = head_kernel(model.spec, params)
+
+    def nats(hidden: Float[Array, "n D"], wanted: Int[Array, "n"]) -> Float[Array, "n"]:
+        logits = logits_of(hidden, kernel)
+        of_wanted = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - of_wanted
+
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
+    if not chunk or chunk >= flat.shape[0]:
+        return nats(flat, wanted).reshape(tokens.shape[0], -1)
+    room = -flat.shape[0] % chunk
+    parts = (
+        jnp.pad(flat, ((0, room), (0, 0))).reshape(-1, chunk, flat.shape[-1]),
+        jnp.pad(wanted, (0, room)).reshape(-1, chunk),
+    )
+    found = lax.map(lambda part: jax.checkpoint(nats, prevent_cse=False)(*part), parts)
+    return found.reshape(-1)[: flat.shape[0]].reshape(tokens.shape[0], -1)
+
+
+def choice_logits(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    choices: Int[Array, "n"],
+    *,
+    mask: Mask | None = None,
+    **options: Any,
+) -> Float[Array, "B n"]:
+    """Logits of a few tokens after each row: which answer the model would give.
+
+    Args:
+      model: of `causal_lm`.
+      params: its parameters.
+      tokens: prompts.
+      choices: the tokens that are compared; only their columns of the head are read.
+      mask: False where there is padding; a row ends with its last token.
+      options: the others of `apply`.
+
+    Returns:
+      float32 logits, comparable with each other alone: they are not normalised over the vocabulary.
+    """
+    hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
+    last = hidden[:, -1]
+    if mask is not None:
+        end = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1].astype(bool), axis=1)
+        last = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    kernel = params["embedding"][choices].T if model.spec.tied else params["head"]["kernel"][:, choices]
+    return logits_of(last, kernel)
