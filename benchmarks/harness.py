@@ -98,6 +98,14 @@ def read_rate(num_bytes: int = 2**28) -> float:
     return 2 * num_bytes / min(once(lambda: product(x, y))[0] for _ in range(9))
 
 
+def gemm_rate(size: int = 2048) -> float:
+    """Floating point operations a second of a square float32 matrix product: the floor of whatever computes."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(x, x))
+    return 2 * size**3 / min(once(lambda: product(x, x))[0] for _ in range(9))
+
+
 def peak_bytes(module: str, *arguments: str) -> int:
     """Resident memory that one run of a program adds to a process which has imported and set up everything.
 

@@ -3,6 +3,9 @@
 A derivative sees the floating leaves of a point. Integer and boolean leaves (quantised weights, tables) are
 frozen: gradients and products are zero there, and what a delta holds there is not read. A delta is cast to
 the dtype of each leaf, so the arithmetic is the model's own; sums over microbatches are float32 or wider.
+
+A loss that is a pytree, such as `jax.tree_util.Partial(loss_of_adapter, frozen_weights)`, is passed in as data:
+what it holds is no constant of the compiled program.
 """
 
 from collections.abc import Callable
@@ -102,20 +105,20 @@ def _mean(function: Callable[[Batch], Any], batch: Batch, microbatches: int) -> 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A jitted kernel with its static arguments.
+    """A jitted kernel with its static argument.
 
     It is equal to another by value, so an operator made of it (a `Partial` of arrays) can be an argument of a
     compiled program: its arrays are data, and the operator of another point needs no second compilation.
     """
 
     kernel: Callable[..., Any]
-    statics: tuple[Any, ...]
+    microbatches: int
 
-    def __call__(self, *arrays: Any) -> Any:
-        return self.kernel(*self.statics, *arrays)
+    def __call__(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        return self.kernel(function, self.microbatches, *arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _gradient(loss: Loss, microbatches: int, params: Params, batch: Batch) -> Delta:
     slope = jax.grad(_of_moving(loss, params))
     return _whole(_mean(lambda part: slope(_moving(params), part), batch, microbatches), params)
@@ -136,10 +139,10 @@ def gradient(loss: Loss, params: Params, batch: Batch, *, microbatches: int = 1)
       InvalidInput: the rows cannot be split so.
     """
     _check_microbatches("gradient", batch, microbatches)
-    return _gradient(loss, microbatches, params, batch)
+    return _gradient(trees.as_data(loss), microbatches, params, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _gradients(loss: Loss, chunk: int, params: Params, batches: Batch) -> Rows:
     # A width of one is a plain loop: `batch_size=1` would vmap over it.
     return lax.map(partial(_gradient, loss, 1, params), batches, batch_size=chunk if chunk > 1 else None)
@@ -174,7 +177,7 @@ def task_gradients(loss: Loss, params: Params, batches: Batch, *, chunk: int | N
       InvalidInput: no task, leaves that disagree on T, or a chunk of less than 1.
     """
     _num_rows("task_gradients", batches)
-    return _gradients(loss, _chunk("task_gradients", chunk), params, batches)
+    return _gradients(trees.as_data(loss), _chunk("task_gradients", chunk), params, batches)
 
 
 def example_gradients(loss: Loss, params: Params, batch: Batch, *, chunk: int | None = None) -> Rows:
@@ -195,10 +198,11 @@ def example_gradients(loss: Loss, params: Params, batch: Batch, *, chunk: int | 
       InvalidInput: no row, leaves that disagree on B, or a chunk of less than 1.
     """
     _num_rows("example_gradients", batch)
-    return _gradients(loss, _chunk("example_gradients", chunk), params, jax.tree.map(lambda leaf: leaf[:, None], batch))
+    rows = jax.tree.map(lambda leaf: leaf[:, None], batch)
+    return _gradients(trees.as_data(loss), _chunk("example_gradients", chunk), params, rows)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _hessian_product(loss: Loss, microbatches: int, params: Params, batch: Batch, delta: Delta) -> Delta:
     slope = jax.grad(_of_moving(loss, params))
     moving, tangent = _moving(params), _tangent("hvp", delta, params)
@@ -226,7 +230,7 @@ def hvp(loss: Loss, params: Params, batch: Batch, *, microbatches: int = 1) -> O
       TreeMismatch: from the operator: the delta lives on another tree.
     """
     _check_microbatches("hvp", batch, microbatches)
-    return Partial(_Bound(_hessian_product, (loss, microbatches)), params, batch)
+    return Partial(_Bound(_hessian_product, microbatches), trees.as_data(loss), params, batch)
 
 
 def _softmax_curvature(
@@ -239,7 +243,7 @@ def _softmax_curvature(
     return weights.astype(jnp.float32)[..., None] * shares * centred
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _gauss_newton_product(
     logits: Callable[[Params, Batch], Array],
     microbatches: int,
@@ -304,7 +308,7 @@ def ggn(
     Source: Schraudolph (2002); Martens (2020), "New insights and perspectives on the natural gradient method".
     """
     _check_microbatches("ggn", {"batch": batch, "weights": weights}, microbatches)
-    return Partial(_Bound(_gauss_newton_product, (logits, microbatches)), params, batch, weights)
+    return Partial(_Bound(_gauss_newton_product, microbatches), trees.as_data(logits), params, batch, weights)
 
 
 class Pushforward(NamedTuple):

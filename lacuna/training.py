@@ -97,7 +97,7 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
 
 # The bounds of the loop are data: one program serves every stretch of steps, the last, shorter one included,
 # and its bits do not depend on where the stretches begin.
-@partial(jax.jit, static_argnames=("loss", "config"), donate_argnames="state")
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
 def _advance(
     state: _State,
     first: Int[Array, ""],
@@ -115,11 +115,6 @@ def _advance(
         return _State(optax.apply_updates(state.params, delta), moments, state.losses.at[step].set(value))
 
     return lax.fori_loop(first, last, update, state)
-
-
-def _as_data(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A callable that may be an argument of a compiled program."""
-    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def fit(
@@ -147,7 +142,7 @@ def fit(
     """
     if progress_every < 1:
         raise InvalidInput("progress_every must be at least 1", got=progress_every)
-    batch_at = _as_data(batch_at)
+    loss, batch_at = trees.as_data(loss), trees.as_data(batch_at)
     start = jax.tree.map(jnp.array, params)  # a copy: the loop reuses the memory of its state
     state = _State(start, _optimiser(config).init(start), jnp.zeros(config.num_steps, jnp.float32))
     stretch = config.num_steps if progress is None else progress_every
@@ -290,7 +285,7 @@ def trajectory(
     return Trajectory(updates, steps[:recorded], losses, end)
 
 
-_trajectory = jax.jit(trajectory, static_argnames=("loss", "config", "recorded"))
+_trajectory = jax.jit(trajectory, static_argnames=("config", "recorded"))
 
 
 def recover(
@@ -310,7 +305,8 @@ def recover(
     stands still where a step is below half its last bit, a relative 0.2 to 0.4 %: recover in float32.
 
     Args:
-      loss: what to minimise; the same function object again means no second compilation.
+      loss: what to minimise; the same function object again means no second compilation. One that is a pytree, such as
+        a `Partial` that holds frozen weights, is passed in as data.
       params: where to start; not touched. All leaves are floating.
       batch_at: batch of each step, drawn inside the compiled loop. A callable that is a pytree (such as a
         `tasks.Mixture`) is passed in as data, so that another seed needs no second compilation.
@@ -322,5 +318,5 @@ def recover(
     Raises:
       InvalidInput: `recorded` is not in 1..num_steps, or a leaf is not floating; names the leaf.
     """
-    record = None if record is None else _as_data(record)
-    return _trajectory(loss, params, _as_data(batch_at), config, recorded=recorded, record=record)
+    record = None if record is None else trees.as_data(record)
+    return _trajectory(trees.as_data(loss), params, trees.as_data(batch_at), config, recorded=recorded, record=record)

@@ -33,6 +33,11 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest)
 
 
+def as_data(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable as an argument of a compiled program: one that is a pytree is data, any other is known by itself."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
 def size(tree: Any) -> int:
     """P: the number of elements in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

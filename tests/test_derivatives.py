@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import problems
 import pytest
+from jax.tree_util import Partial
 
 from lacuna import derivatives, keys, tasks, trees
 from lacuna.errors import InvalidInput, TreeMismatch
@@ -165,7 +166,7 @@ def test_example_gradients_are_those_of_the_rows_and_average_to_that_of_the_batc
 def test_memory_of_task_gradients_beside_the_result_does_not_grow_with_the_tasks():
     def temporary(num_tasks):
         batches = batch_of(5, num_tasks, 64)
-        compiled = derivatives._gradients.lower(mlp_loss, 2, MLP, batches).compile()
+        compiled = derivatives._gradients.lower(Partial(mlp_loss), 2, MLP, batches).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(64) == temporary(4)
@@ -197,14 +198,45 @@ def test_memory_of_products_does_not_grow_with_the_batch():
         rows = 64 * num_parts
         batch, weights = {"inputs": jnp.ones((rows, 1)), "labels": jnp.zeros(rows, jnp.int32)}, jnp.ones(rows)
         kernels = (
-            derivatives._gradient.lower(broad_loss, num_parts, params, batch),
-            derivatives._hessian_product.lower(broad_loss, num_parts, params, batch, params),
-            derivatives._gauss_newton_product.lower(broad_logits, num_parts, params, batch, weights, params),
+            derivatives._gradient.lower(Partial(broad_loss), num_parts, params, batch),
+            derivatives._hessian_product.lower(Partial(broad_loss), num_parts, params, batch, params),
+            derivatives._gauss_newton_product.lower(Partial(broad_logits), num_parts, params, batch, weights, params),
         )
         return np.array([kernel.compile().memory_analysis().temp_size_in_bytes for kernel in kernels])
 
     # The rows themselves (12 bytes each) are copied in another order; one activation takes 1,024 bytes a row.
     assert np.all(temporary(32) - temporary(2) <= 12 * 64 * 30 + 1024)
+
+
+def held_loss(frozen, params, batch):
+    """`regression_loss` at the sum of moving weights and frozen ones."""
+    return regression_loss(jax.tree.map(jnp.add, params, frozen), batch)
+
+
+def test_a_loss_that_holds_frozen_weights_takes_them_as_data():
+    batches = batch_of(0, 3, 4)
+    batch = jax.tree.map(lambda x: x[0], batches)
+    zero = jax.tree.map(jnp.zeros_like, REGRESSION)
+    delta = jax.tree.map(jnp.ones_like, REGRESSION)
+    kernels = [derivatives._gradient, derivatives._gradients, derivatives._hessian_product]
+    programs = []
+    for frozen in (REGRESSION, jax.tree.map(lambda x: 2 * x, REGRESSION)):
+        held = Partial(held_loss, frozen)
+        for found, wanted in (
+            (derivatives.gradient(held, zero, batch), derivatives.gradient(regression_loss, frozen, batch)),
+            (
+                derivatives.task_gradients(held, zero, batches),
+                derivatives.task_gradients(regression_loss, frozen, batches),
+            ),
+            (
+                derivatives.example_gradients(held, zero, batch),
+                derivatives.example_gradients(regression_loss, frozen, batch),
+            ),
+            (derivatives.hvp(held, zero, batch)(delta), derivatives.hvp(regression_loss, frozen, batch)(delta)),
+        ):
+            jax.tree.map(lambda f, w: close(f, w, 1e-5), found, wanted)
+        programs.append([kernel._cache_size() for kernel in kernels])
+    assert programs[0] == programs[1]
 
 
 def test_hessian_products_are_symmetric():
@@ -370,7 +402,7 @@ def test_rows_that_are_sharded_stay_on_their_devices_when_split():
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.NamedSharding(mesh, jax.P("rows"))
     batch = jax.device_put(batch_of(17, 64), spread)
-    text = derivatives._hessian_product.lower(mlp_loss, 4, MLP, batch, MLP).compile().as_text()
+    text = derivatives._hessian_product.lower(Partial(mlp_loss), 4, MLP, batch, MLP).compile().as_text()
     assert "all-reduce" in text
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
 

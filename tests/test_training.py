@@ -249,7 +249,7 @@ def test_updates_of_the_smallest_float16_numbers_are_recorded():
 def test_the_rounding_of_a_bfloat16_point_is_one_that_no_compiler_may_drop():
     """A CPU keeps the rounding anyway, so only the program can show that it was asked for."""
     point, batch_at = {"x": jnp.ones(3, jnp.bfloat16)}, jax.tree_util.Partial(lambda step: jnp.float32(0))
-    program = training._trajectory.lower(bowl, point, batch_at, RECOVERIES[0], recorded=2)
+    program = training._trajectory.lower(jax.tree_util.Partial(bowl), point, batch_at, RECOVERIES[0], recorded=2)
     assert "stablehlo.reduce_precision" in program.as_text()
 
 
@@ -282,12 +282,40 @@ def test_memory_is_that_of_the_recorded_updates():
 
     def occupied(recorded):
         batch_at = jax.tree_util.Partial(lambda step: jnp.float32(0))
-        program = training._trajectory.lower(bowl, start, batch_at, config, recorded=recorded).compile()
+        program = training._trajectory.lower(
+            jax.tree_util.Partial(bowl), start, batch_at, config, recorded=recorded
+        ).compile()
         memory = program.memory_analysis()
         return np.array([memory.output_size_in_bytes, memory.temp_size_in_bytes])
 
     # The updates lie in the result and nowhere else.
     np.testing.assert_allclose(occupied(50) - occupied(2), [48 * 40_000, 0], atol=1024)
+
+
+def beside(frozen, params, batch):
+    """`distance` of the sum of a moving row and a frozen one."""
+    return distance({"row": params["row"] + frozen}, batch)
+
+
+def test_a_loss_that_holds_frozen_weights_takes_them_as_data():
+    frozen = jnp.linspace(0, 1, 10)
+    moved = {"row": start()["row"] + frozen}
+    plain = replace(CONFIG, weight_decay=0.0)  # a decay would know how far the moving part is from zero
+    for train in (
+        lambda loss, params: training.recover(loss, params, data(), RECOVERIES[2]).losses,
+        lambda loss, params: training.fit(loss, params, data(), plain).losses,
+    ):
+        held = train(jax.tree_util.Partial(beside, frozen), start())
+        np.testing.assert_allclose(held, train(distance, moved), rtol=1e-5)
+    programs = training._trajectory._cache_size(), training._advance._cache_size()
+    for train in (training.recover, training.fit):
+        train(
+            jax.tree_util.Partial(beside, 2 * frozen),
+            start(),
+            data(),
+            RECOVERIES[2] if train is training.recover else plain,
+        )
+    assert programs == (training._trajectory._cache_size(), training._advance._cache_size())
 
 
 @by_optimiser

@@ -344,10 +344,10 @@ def stream(
     if mask is not None:
         allowed = allowed & mask[:, None, :]
 
-    x = params["embedding"][tokens]
+    x = _looked_up(params["embedding"], tokens)
     rotation = None
     if spec.rotary_base is None:
-        x = x + params["positions"][positions]
+        x = x + _looked_up(params["positions"], positions)
     else:
         exponent = jnp.arange(0, spec.head_width, 2, dtype=jnp.float32) / spec.head_width
         angle_rad = positions[..., None, None].astype(jnp.float32) * (1.0 / spec.rotary_base**exponent)
@@ -396,6 +396,11 @@ def stream(
     norm = _Norm(spec.norm, spec.norm_eps)
     hidden: Any = norm.apply({"params": params.get("final_norm", {})}, x)
     return Stream(hidden, resid, None if cache is None else Cache(grown[0], grown[1], cache.filled + length))
+
+
+def _looked_up(table: Float[Array, "n D"], index: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Rows of a table; NaN where there is no such row, for the nearest one would pass for an answer."""
+    return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
 
 
 def _checked_steer(spec: CausalLMSpec, steer: Any, dtype: Any) -> Array | None:

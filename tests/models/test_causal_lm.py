@@ -274,6 +274,16 @@ def test_decoding_stops_at_the_end_token_and_refuses_what_has_no_position():
         models.greedy(model, params, TOKENS, num_tokens=0)
 
 
+def test_a_token_or_a_position_that_is_not_there_gives_no_number():
+    model, params = load_hf(GOLDEN / "gpt2")
+    for token in (53, -1):
+        logits = np.asarray(model.apply(params, TOKENS.at[0, 5].set(token)).logits)
+        assert np.isnan(logits[0, 5:]).all()
+        assert np.isfinite(logits[1]).all()
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12)).at[1, 3].set(32)
+    assert np.isnan(model.apply(params, TOKENS, positions=positions).logits[1, 3:]).all()
+
+
 def test_an_adapter_and_a_steer_act_while_decoding():
     model, params = load_hf(GOLDEN / "qwen3")
     lora = models.Lora(adapter(params, SITES["qwen3"]), 1.0)
