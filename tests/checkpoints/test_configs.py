@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 import tiny_hf
 
+from lacuna import models, trees
 from lacuna.checkpoints.configs import spec_from_config
 from lacuna.errors import InvalidInput
 
@@ -122,3 +124,10 @@ def test_a_field_that_says_nothing_or_is_vouched_for_is_passed_over():
 def test_windows_by_the_older_switches():
     windows = spec_from_config(QWEN | {"use_sliding_window": True, "max_window_layers": 20}).windows
     assert windows == (None,) * 20 + (32768,) * 4
+
+
+def test_released_models_have_as_many_parameters_as_they_are_known_to_have():
+    known = {"gpt2": 124_439_808, "Qwen2.5-0.5B": 494_032_768, "Qwen3-0.6B": 596_049_920, "OLMo-2-1B": 1_484_916_736}
+    for name, num_params in known.items():
+        model = models.causal_lm(spec_from_config(RELEASED[name]))
+        assert trees.size(jax.eval_shape(model.init, jax.random.key(0))) == num_params, name
