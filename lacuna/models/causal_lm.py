@@ -294,7 +294,7 @@ def empty_cache(spec: CausalLMSpec, num_rows: int, room: int, dtype: Any) -> Cac
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
 
 
-def _where_to_tap(taps: Any, mask: Bool[Array, "B S"] | None, shape: tuple[int, int]) -> Int[Array, "B"] | None:
+def _where_to_tap(taps: Any, mask: Bool[Array, "B S"] | None, shape: tuple[int, ...]) -> Int[Array, "B"] | None:
     """The position that is read in each row; None for all of them."""
     if taps is None or (isinstance(taps, str) and taps == "all"):
         return None
@@ -328,33 +328,22 @@ def stream(
 
     With a `cache` the tokens are those that come next, and `mask` is over all of its T slots.
     """
-    num_rows, length = tokens.shape
+    length = tokens.shape[1]
     filled = 0 if cache is None else cache.filled
-    if mask is not None:
-        mask = mask.astype(bool)
-    if positions is None:
-        if mask is None:
-            positions = jnp.broadcast_to(filled + jnp.arange(length), tokens.shape)
-        else:
-            seen = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-            positions = lax.dynamic_slice_in_dim(seen, filled, length, axis=1)
-    at = _where_to_tap(taps, mask, (num_rows, length))
-
     slots = length if cache is None else cache.keys.shape[2]
+    mask = _checked_mask(mask, (tokens.shape[0], slots))
+    if positions is None:
+        positions = _own_positions(mask, tokens, filled)
+    if lora is not None:
+        lora.check_sites(params["layers"])
+    at = _where_to_tap(taps, mask, tokens.shape)
     ago = (filled + jnp.arange(length))[:, None] - jnp.arange(slots)
-    allowed = jnp.broadcast_to(ago >= 0, (num_rows, length, slots))
+    allowed = jnp.broadcast_to(ago >= 0, (tokens.shape[0], length, slots))
     if mask is not None:
         allowed = allowed & mask[:, None, :]
 
-    x = _looked_up(params["embedding"], tokens)
-    rotation = None
-    if spec.rotary_base is None:
-        x = x + _looked_up(params["positions"], positions)
-    else:
-        exponent = jnp.arange(0, spec.head_width, 2, dtype=jnp.float32) / spec.head_width
-        angle_rad = positions[..., None, None].astype(jnp.float32) * (1.0 / spec.rotary_base**exponent)
-        rotation = jnp.cos(angle_rad), jnp.sin(angle_rad)
-    steer = _checked_steer(spec, steer, x.dtype)
+    x, rotation = _embedded(spec, params, tokens, positions)
+    steer = _checked_steer(spec, steer, x)
     if steer is not None:
         x = x + steer[0]
 
@@ -400,22 +389,54 @@ def stream(
     return Stream(hidden, resid, None if cache is None else Cache(grown[0], grown[1], cache.filled + length))
 
 
+def _checked_mask(mask: Any, shape: tuple[int, int]) -> Bool[Array, "B T"] | None:
+    if mask is None:
+        return None
+    if mask.shape != shape:
+        raise InvalidInput("mask needs an entry for every token", got=f"shape {mask.shape} for {shape}")
+    return mask.astype(bool)
+
+
+def _own_positions(mask: Bool[Array, "B T"] | None, tokens: Int[Array, "B S"], filled: Any) -> Int[Array, "B S"]:
+    """Each row counts its own tokens, padding left out."""
+    if mask is None:
+        return jnp.broadcast_to(filled + jnp.arange(tokens.shape[1]), tokens.shape)
+    seen = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return lax.dynamic_slice_in_dim(seen, filled, tokens.shape[1], axis=1)
+
+
+def _embedded(
+    spec: CausalLMSpec, params: Params, tokens: Int[Array, "B S"], positions: Int[Array, "B S"]
+) -> tuple[Float[Array, "B S D"], Any]:
+    """The embedding output, and the rotation of each position where positions are not in it."""
+    x = _looked_up(params["embedding"], tokens)
+    if spec.rotary_base is None:
+        return x + _looked_up(params["positions"], positions), None
+    exponent = jnp.arange(0, spec.head_width, 2, dtype=jnp.float32) / spec.head_width
+    angle_rad = positions[..., None, None].astype(jnp.float32) * (1.0 / spec.rotary_base**exponent)
+    return x, (jnp.cos(angle_rad), jnp.sin(angle_rad))
+
+
 def _looked_up(table: Float[Array, "n D"], index: Int[Array, "B S"]) -> Float[Array, "B S D"]:
     """Rows of a table; NaN where there is no such row, for the nearest one would pass for an answer."""
     return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
 
 
-def _checked_steer(spec: CausalLMSpec, steer: Any, dtype: Any) -> Array | None:
+def _checked_steer(spec: CausalLMSpec, steer: Any, x: Float[Array, "B S D"]) -> Array | None:
+    """[L + 1, D] or [L + 1, B, S, D], in the stream's dtype; anything else could broadcast to what nobody meant."""
     if steer is None:
         return None
     steer = jnp.asarray(steer)
-    if steer.ndim < 2 or steer.shape[0] != spec.num_layers + 1:
+    same = steer.shape[1:] == x.shape[2:]
+    each = steer.ndim == 4 and all(n in (1, m) for n, m in zip(steer.shape[1:3], x.shape, strict=False))
+    if steer.shape[:1] != (spec.num_layers + 1,) or not (same or (each and steer.shape[3] == x.shape[2])):
         raise InvalidInput(
-            f"steer needs a leading axis of {spec.num_layers + 1}: the embedding output and each block",
-            got=f"shape {steer.shape}",
-            hint="[L+1, D], or [L+1, B, S, D] with ones where it is to be the same",
+            f"steer needs the shape [{spec.num_layers + 1}, D] or [{spec.num_layers + 1}, B, S, D]: a vector for the "
+            "embedding output and for each block",
+            got=f"{list(steer.shape)} for a stream of {list(x.shape)}",
+            hint="1 for B or S where it is to be the same",
         )
-    return steer.astype(dtype)
+    return steer.astype(x.dtype)
 
 
 def head_kernel(spec: CausalLMSpec, params: Params) -> Float[Array, "D V"]:
@@ -439,8 +460,8 @@ def causal_lm(spec: CausalLMSpec) -> Model:
       mask: bool[B, S] (or integers), False where there is padding, on either side.
       positions: int32[B, S]; by default each row counts its own tokens from 0, padding left out.
       lora: a `Lora`: `x W + scale (x A) B` at its sites; the weights are never merged.
-      steer: [L + 1, D], or anything with that leading axis that broadcasts to [L + 1, B, S, D]: entry l is added
-        to the stream where `resid[l]` is read. Zeros change no bit, a grid of layers and strengths is a vmap over
+      steer: [L + 1, D], or [L + 1, B, S, D] with B or S of 1 where it is to be the same: entry l is added to
+        the stream where `resid[l]` is read. Zeros change no bit, a grid of layers and strengths is a vmap over
         it, and the gradient by it at zero is that by the activations.
       taps: None, "all", "last" (of each row's tokens) or int32[B]: what of the stream comes back as `resid`:
         [L + 1, B, S, D] for all, else [L + 1, B, D].

@@ -415,3 +415,28 @@ def test_an_integer_leaf_is_refused_by_name(call):
 def test_what_is_no_vector_is_refused(call, message):
     with pytest.raises(GeometryError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", ["lanczos", "arnoldi"])
+@pytest.mark.parametrize("case", ["float32", "bfloat16", "float16", "scale 1e-20", "scale 1e20", "sharded"])
+def test_a_krylov_space_on_awkward_trees(case, kind):
+    """A diagonal operator, so that float64 knows the space; scalar and empty leaves are in the tree."""
+    if case == "sharded":
+        start, diagonal = (placed(one(sharded(1, seed)), 0) for seed in (5, 6))
+    else:
+        dtype = getattr(jnp, case, jnp.float32)
+        scale = float(case.removeprefix("scale ")) if case.startswith("scale") else 1.0
+        start = times(problems.odd_vector(seed=7), scale)
+        start = jax.tree.map(lambda x: x.astype(dtype), start)
+        diagonal = problems.odd_vector(seed=8)
+    operator = jax.tree_util.Partial(lambda d, v: jax.tree.map(jnp.multiply, d, v), diagonal)
+    basis, info = geometry.krylov(operator, start, rank=5, kind=kind)
+    g, values = oracles.flat(start), oracles.flat(diagonal)
+    q = oracles.krylov_rows(np.diag(values), g / np.linalg.norm(g), 5)
+    assert_basis(basis, q)
+    assert basis.status == 0
+    np.testing.assert_allclose(
+        np.linalg.eigvals(np.asarray(info.matrix, np.float64)).real.max(),
+        np.linalg.eigvalsh(q @ np.diag(values) @ q.T).max(),
+        rtol=1e-5,
+    )

@@ -348,7 +348,41 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
         replace(spec, **change)
 
 
-def test_a_steer_of_another_shape_is_refused():
+@pytest.mark.parametrize("shape", [(2, 16), (3, 12, 16), (3, 2, 16), (3, 15), (3, 2, 11, 16), (3, 2, 12, 1), (3,)])
+def test_a_steer_of_another_shape_is_refused(shape):
     model, params = load_hf(GOLDEN / "gpt2")
-    with pytest.raises(InvalidInput, match=r"steer needs a leading axis of 3: .* got shape \(2, 16\)"):
-        model.apply(params, TOKENS, steer=jnp.zeros((2, 16)))
+    with pytest.raises(
+        InvalidInput, match=r"steer needs the shape \[3, D\] or \[3, B, S, D\].* for a stream of \[2, 12, 16\]"
+    ):
+        model.apply(params, TOKENS, steer=jnp.zeros(shape))
+    for fits in ((3, 1, 12, 16), (3, 2, 1, 16)):
+        assert bits(model.apply(params, TOKENS, steer=jnp.zeros(fits))) == bits(model.apply(params, TOKENS))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    model, params = load_hf(GOLDEN / "gpt2")
+    with pytest.raises(InvalidInput, match=r"mask needs an entry for every token; got shape \(2, 11\) for \(2, 12\)"):
+        model.apply(params, TOKENS, mask=MASK[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: {"qvk": f["qkv"]},
+            r"A and B at attention/out, attention/qkv, mlp/down, mlp/up; got `attention/qvk/A`",
+        ),
+        (lambda f: {"qkv": {"A": f["qkv"]["A"]}}, "an adapter at `attention/qkv` needs A"),
+        (
+            lambda f: {"qkv": {"A": f["qkv"]["A"][:, 1:], "B": f["qkv"]["B"]}},
+            r"`attention/qkv/A` of shape \[2, 15, 3\]",
+        ),
+        (lambda f: {"qkv": {"A": f["qkv"]["A"], "B": f["qkv"]["B"][:1]}}, r"`attention/qkv/B` of shape \[1, 3, 48\]"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(change, message):
+    model, params = load_hf(GOLDEN / "gpt2")
+    factors = adapter(params, ["attention/qkv"])
+    broken = models.Lora({"layers": {"attention": change(factors["layers"]["attention"])}}, 1.0)
+    with pytest.raises(InvalidInput, match=message):
+        model.apply(params, TOKENS, lora=broken)
