@@ -294,6 +294,13 @@ def empty_cache(spec: CausalLMSpec, num_rows: int, room: int, dtype: Any) -> Cac
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
 
 
+def last_positions(mask: Mask | None, shape: tuple[int, ...]) -> Int[Array, "B"]:
+    """Where the last token of each row is; without one, the last place."""
+    if mask is None:
+        return jnp.full(shape[0], shape[1] - 1)
+    return shape[1] - 1 - jnp.argmax(mask[:, ::-1].astype(bool), axis=1)
+
+
 def _where_to_tap(taps: Any, mask: Bool[Array, "B S"] | None, shape: tuple[int, ...]) -> Int[Array, "B"] | None:
     """The position that is read in each row; None for all of them."""
     if taps is None or (isinstance(taps, str) and taps == "all"):
@@ -301,8 +308,7 @@ def _where_to_tap(taps: Any, mask: Bool[Array, "B S"] | None, shape: tuple[int, 
     if isinstance(taps, str):
         if taps != "last":
             raise InvalidInput('taps must be "all", "last", or a position for each row', got=f"`{taps}`")
-        whole = jnp.full(shape[0], shape[1] - 1)
-        return whole if mask is None else shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        return last_positions(mask, shape)
     taps = jnp.asarray(taps)
     if taps.shape != shape[:1] or not jnp.issubdtype(taps.dtype, jnp.integer):
         raise InvalidInput("taps needs one integer position for each row", got=f"{taps.dtype}{list(taps.shape)}")

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lacuna.errors import InvalidInput
-from lacuna.models.causal_lm import Mask, head_kernel, logits_of, stream
+from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, stream
 from lacuna.models.model import Model
 from lacuna.types import Params
 
@@ -81,9 +81,6 @@ def choice_logits(
       float32 logits, comparable with each other alone: they are not normalised over the vocabulary.
     """
     hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
-    last = hidden[:, -1]
-    if mask is not None:
-        end = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1].astype(bool), axis=1)
-        last = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
     kernel = params["embedding"][choices].T if model.spec.tied else params["head"]["kernel"][:, choices]
     return logits_of(last, kernel)
