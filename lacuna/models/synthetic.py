@@ -5,6 +5,7 @@ matrix product: activations are a matrix of tokens by width from the embedding t
 """
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import jax
@@ -124,8 +125,9 @@ class _Transformer(nn.Module):
         return nn.Dense(spec.vocab_size, use_bias=False, name="head")(nn.RMSNorm(name="final_norm")(x))
 
 
+@cache
 def synthetic(spec: SyntheticSpec) -> Model:
-    """The synthetic transformer of a given shape.
+    """The synthetic transformer of a given shape; the same spec gives the same object, so nothing compiles twice.
 
     `apply(params, tokens)` takes int32[B, S] tokens with S at most `spec.max_length` and gives float32
     logits; those at position s depend on the tokens up to s alone. All leaves of the blocks live under

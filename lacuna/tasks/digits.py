@@ -7,7 +7,7 @@ of n digits has 2n + 2 tokens. Tokens 0 to 9 are the digits themselves.
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -230,6 +230,15 @@ def digit_task(name: str, apply: Apply, *, seed: int, batch_size: int, length: i
       InvalidInput: an unknown task; names the known ones and the nearest.
     """
     task_token(name)
+    objective, metric = _answering(apply)
+    draw = partial(digit_batch, seed, name, batch_size=batch_size, length=length)
+    return Task(name, objective, metric, partial(draw, split="train"), partial(draw, split="held_out"))
+
+
+@cache
+def _answering(apply: Apply) -> tuple[Objective, Callable[[Params, Batch], dict[str, Array]]]:
+    """The objective and the metrics of all digit tasks, which differ in their data alone: what is compiled for one
+    serves the others."""
 
     def logits_of(params: Params, batch: Batch) -> Float[Array, "B R V"]:
         # The last token predicts nothing.
@@ -246,5 +255,4 @@ def digit_task(name: str, apply: Apply, *, seed: int, batch_size: int, length: i
         accuracy = answer_accuracy(logits_of(params, batch), batch.tokens, batch.answer)
         return {"accuracy": accuracy.per_token, "exact_match": accuracy.exact_match}
 
-    draw = partial(digit_batch, seed, name, batch_size=batch_size, length=length)
-    return Task(name, Objective(loss, predict), metric, partial(draw, split="train"), partial(draw, split="held_out"))
+    return Objective(loss, predict), metric
