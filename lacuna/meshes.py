@@ -1,6 +1,6 @@
-"""Meshes: every device there is, on one axis named `candidates`.
+"""Meshes: the axis `candidates`, over which searches run side by side, and the axis `model`, which splits one model.
 
-One code path serves one CPU core, eight GPUs and a TPU slice: `jax.shard_map` over this axis. (`jax.pmap`
+One code path serves one CPU core, eight GPUs and a TPU slice: `jax.shard_map` over the first. (`jax.pmap`
 is today a wrapper of the same thing.)
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from lacuna.errors import InvalidInput
 
-CANDIDATES = "candidates"
+CANDIDATES, MODEL = "candidates", "model"
 
 
 def use_all_cpu_cores() -> None:
@@ -46,6 +46,19 @@ def candidate_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A one-axis mesh over `devices` (default: all of them, on all hosts), with the axis `candidates`."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (CANDIDATES,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def model_mesh(model: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of [candidates, model] over `devices` (default: all): each model lies on `model` of them.
+
+    Raises:
+      InvalidInput: `model` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise InvalidInput("the number of devices must be a multiple of `model`", got=f"{len(devices)} and {model}")
+    shape = (len(devices) // model, model)
+    return jax.make_mesh(shape, (CANDIDATES, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:

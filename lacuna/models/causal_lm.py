@@ -29,6 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 Remat = Literal["none", "block", "dots"]
+NORMS = ("layer", "layer_plain", "rms")
+QUERY_KEY_NORMS = ("none", "head", "whole")
 Mask = Bool[Array, "B T"] | Int[Array, "B T"]
 """True, or not 0, where there is a token."""
 
@@ -80,10 +82,10 @@ class CausalLMSpec:
     num_heads: int
     num_kv_heads: int
     head_width: int
-    norm: Literal["layer", "layer_plain", "rms"]
+    norm: str
     norm_eps: float
     norm_after: bool = False
-    query_key_norm: Literal["none", "head", "whole"] = "none"
+    query_key_norm: str = "none"
     rotary_base: float | None = 10_000.0
     fused_qkv: bool = False
     qkv_bias: bool = False
@@ -112,10 +114,20 @@ class CausalLMSpec:
             raise InvalidInput(
                 "CausalLMSpec.windows needs one for each layer", got=f"{len(self.windows)} for {self.num_layers}"
             )
-        if self.activation not in ACTIVATIONS:
-            raise InvalidInput(
-                f"CausalLMSpec.activation must be one of {', '.join(ACTIVATIONS)}", got=f"`{self.activation}`"
-            )
+        choices = {"norm": NORMS, "query_key_norm": QUERY_KEY_NORMS, "activation": tuple(ACTIVATIONS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidInput(
+                    f"CausalLMSpec.{name} must be one of {', '.join(allowed)}", got=f"`{getattr(self, name)}`"
+                )
+        if any(window is not None and window < 1 for window in self.windows):
+            raise InvalidInput("CausalLMSpec.windows must be at least 1, or None", got=str(self.windows))
+        if not self.norm_eps >= 0:
+            raise InvalidInput("CausalLMSpec.norm_eps must not be negative", got=self.norm_eps)
+        for name in ("rotary_base", "clip_qkv", "attention_scale"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInput(f"CausalLMSpec.{name} must be positive, or None", got=value)
 
 
 class Cache(NamedTuple):
@@ -301,18 +313,15 @@ def last_positions(mask: Mask | None, shape: tuple[int, ...]) -> Int[Array, "B"]
     return shape[1] - 1 - jnp.argmax(mask[:, ::-1].astype(bool), axis=1)
 
 
-def _where_to_tap(taps: Any, mask: Bool[Array, "B S"] | None, shape: tuple[int, ...]) -> Int[Array, "B"] | None:
-    """The position that is read in each row; None for all of them."""
-    if taps is None or (isinstance(taps, str) and taps == "all"):
-        return None
-    if isinstance(taps, str):
-        if taps != "last":
-            raise InvalidInput('taps must be "all", "last", or a position for each row', got=f"`{taps}`")
-        return last_positions(mask, shape)
-    taps = jnp.asarray(taps)
-    if taps.shape != shape[:1] or not jnp.issubdtype(taps.dtype, jnp.integer):
-        raise InvalidInput("taps needs one integer position for each row", got=f"{taps.dtype}{list(taps.shape)}")
-    return taps
+def _checked_taps(taps: Any, num_rows: int) -> tuple[str | None, Int[Array, "B"] | None]:
+    """Where the stream is read: nowhere, at "all" positions, at the "last", or, of each row, at the "given" one."""
+    if taps is None or (isinstance(taps, str) and taps in ("all", "last")):
+        return taps, None
+    at = None if isinstance(taps, str) else jnp.asarray(taps)
+    if at is None or at.shape != (num_rows,) or not jnp.issubdtype(at.dtype, jnp.integer):
+        got = f"`{taps}`" if at is None else f"{at.dtype}{list(at.shape)}"
+        raise InvalidInput('taps must be "all", "last", or one integer position for each row', got=got)
+    return "given", at
 
 
 def stream(
@@ -321,7 +330,7 @@ def stream(
     tokens: Int[Array, "B S"],
     *,
     mask: Mask | None = None,
-    positions: Int[Array, "B S"] | None = None,
+    positions: Array | None = None,
     lora: Lora | None = None,
     steer: Float[Array, "levels ..."] | None = None,
     taps: Any = None,
@@ -334,15 +343,53 @@ def stream(
 
     With a `cache` the tokens are those that come next, and `mask` is over all of its T slots.
     """
-    length = tokens.shape[1]
-    filled = 0 if cache is None else cache.filled
-    slots = length if cache is None else cache.keys.shape[2]
-    mask = _checked_mask(mask, (tokens.shape[0], slots))
-    if positions is None:
-        positions = _own_positions(mask, tokens, filled)
+    if remat not in get_args(Remat):
+        raise InvalidInput(f"remat must be one of {', '.join(get_args(Remat))}", got=f"`{remat}`")
     if lora is not None:
         lora.check_sites(params["layers"])
-    at = _where_to_tap(taps, mask, tokens.shape)
+    factors, scale = (None, None) if lora is None else (lora.params["layers"], lora.scale)
+    tapped, at = _checked_taps(taps, tokens.shape[0])
+    # Compiled once for each shape, so that a call outside of a `jit` is fast, too. A `layer_map` is the caller's
+    # function, often a new one for each call and full of traced values: the caller compiles it with the rest.
+    run = _compiled if layer_map is None else _stream
+    given = (params, tokens, mask, positions, factors, scale, steer, at, cache)
+    return run(spec, *given, tapped=tapped, layer_map=layer_map, remat=remat, unroll=unroll)
+
+
+def _stream(
+    spec: CausalLMSpec,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    mask: Any,
+    positions: Any,
+    factors: Params | None,
+    lora_scale: Any,
+    steer: Any,
+    at: Int[Array, "B"] | None,
+    cache: Cache | None,
+    *,
+    tapped: str | None,
+    layer_map: LayerMap | None,
+    remat: Remat,
+    unroll: int,
+) -> Stream:
+    length = tokens.shape[1]
+    if spec.rotary_base is None and length > spec.max_positions:
+        raise InvalidInput(f"this model has {spec.max_positions} positions", got=f"{length} tokens")
+    filled = 0 if cache is None else cache.filled
+    slots = length if cache is None else cache.keys.shape[2]
+    mask = None if mask is None else checked_mask(mask, (tokens.shape[0], slots))
+    if positions is None:
+        positions = _own_positions(mask, tokens, filled)
+    if positions.shape != tokens.shape or not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise InvalidInput(
+            "positions needs an integer for every token",
+            got=f"{positions.dtype}{list(positions.shape)} for tokens of {list(tokens.shape)}",
+        )
+    new = None if mask is None else lax.dynamic_slice_in_dim(mask, filled, length, axis=1)
+    if new is not None:
+        tokens = jnp.where(new, tokens, 0)  # what stands for padding need not be in the vocabulary
+    at = last_positions(new, tokens.shape) if tapped == "last" else at
     ago = (filled + jnp.arange(length))[:, None] - jnp.arange(slots)
     allowed = jnp.broadcast_to(ago >= 0, (tokens.shape[0], length, slots))
     if mask is not None:
@@ -354,7 +401,7 @@ def stream(
         x = x + steer[0]
 
     def tap(x: Float[Array, "B S D"]) -> Array | None:
-        if taps is None:
+        if tapped is None:
             return None
         return x if at is None else jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
 
@@ -363,16 +410,17 @@ def stream(
 
     def layer(x: Float[Array, "B S D"], own: Any) -> tuple[Float[Array, "B S D"], Any]:
         index, weights, adapter, added, window, kept = own
-        weights = weights if layer_map is None else layer_map(index, weights)
+        if layer_map is not None:
+            mapped = layer_map(index, weights)
+            weights = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), weights, mapped)
         near = allowed if window is None else allowed & (ago < window)
         sharp = scale / (index + 1) if spec.scale_by_layer else scale
-        adapter = None if lora is None else Lora(adapter, lora.scale)
-        x, grown = block.apply({"params": weights}, x, _Around(near, rotation, sharp, kept, filled, adapter))
+        adapter = None if factors is None else Lora(adapter, lora_scale)
+        out, grown = block.apply({"params": weights}, x, _Around(near, rotation, sharp, kept, filled, adapter))
+        x = out.astype(x.dtype)  # the embedding's, whatever the weights are kept in
         x = x if added is None else x + added
         return x, (tap(x), grown if kept is not None else None)
 
-    if remat not in get_args(Remat):
-        raise InvalidInput(f"remat must be one of {', '.join(get_args(Remat))}", got=f"`{remat}`")
     if remat != "none":
         policy = jax.checkpoint_policies.dots_saveable if remat == "dots" else None
         layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
@@ -382,22 +430,24 @@ def stream(
     own = (
         jnp.arange(spec.num_layers),
         params["layers"],
-        None if lora is None else lora.params["layers"],
+        factors,
         None if steer is None else steer[1:],
         windows,
         None if cache is None else (cache.keys, cache.values),
     )
     first = tap(x)
-    x, (tapped, grown) = lax.scan(layer, x, own, unroll=unroll)
-    resid = None if first is None else jnp.concatenate([first[None], tapped])
+    x, (later, grown) = lax.scan(layer, x, own, unroll=unroll)
+    resid = None if first is None else jnp.concatenate([first[None], later])
     norm = _Norm(spec.norm, spec.norm_eps)
     hidden: Any = norm.apply({"params": params.get("final_norm", {})}, x)
     return Stream(hidden, resid, None if cache is None else Cache(grown[0], grown[1], cache.filled + length))
 
 
-def _checked_mask(mask: Any, shape: tuple[int, int]) -> Bool[Array, "B T"] | None:
-    if mask is None:
-        return None
+_compiled = jax.jit(_stream, static_argnames=("spec", "tapped", "layer_map", "remat", "unroll"))
+
+
+def checked_mask(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "B T"]:
+    """The mask as booleans; refused unless it has this shape, for it would be spread over what nobody meant."""
     if mask.shape != shape:
         raise InvalidInput("mask needs an entry for every token", got=f"shape {mask.shape} for {shape}")
     return mask.astype(bool)
@@ -415,15 +465,15 @@ def _embedded(
     spec: CausalLMSpec, params: Params, tokens: Int[Array, "B S"], positions: Int[Array, "B S"]
 ) -> tuple[Float[Array, "B S D"], Any]:
     """The embedding output, and the rotation of each position where positions are not in it."""
-    x = _looked_up(params["embedding"], tokens)
+    x = looked_up(params["embedding"], tokens)
     if spec.rotary_base is None:
-        return x + _looked_up(params["positions"], positions), None
+        return x + looked_up(params["positions"], positions), None
     exponent = jnp.arange(0, spec.head_width, 2, dtype=jnp.float32) / spec.head_width
     angle_rad = positions[..., None, None].astype(jnp.float32) * (1.0 / spec.rotary_base**exponent)
     return x, (jnp.cos(angle_rad), jnp.sin(angle_rad))
 
 
-def _looked_up(table: Float[Array, "n D"], index: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+def looked_up(table: Float[Array, "n D"], index: Int[Array, "*pos"]) -> Float[Array, "*pos D"]:
     """Rows of a table; NaN where there is no such row, for the nearest one would pass for an answer."""
     return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
 
@@ -471,7 +521,8 @@ def causal_lm(spec: CausalLMSpec) -> Model:
         it, and the gradient by it at zero is that by the activations.
       taps: None, "all", "last" (of each row's tokens) or int32[B]: what of the stream comes back as `resid`:
         [L + 1, B, S, D] for all, else [L + 1, B, D].
-      layer_map: `layer_map(layer, weights) -> weights` on the leaves of one layer, inside the scan.
+      layer_map: `layer_map(layer, weights) -> weights` on the leaves of one layer, inside the scan; what it gives is
+        rounded to the dtype that the weights have.
       remat: what the backward pass computes again: all of a block but its matrix products ("dots", the default: what
         is kept for it goes through memory, and on a CPU this is a fifth faster than to keep everything), each whole
         "block", for the least memory, or nothing ("none").
@@ -482,8 +533,6 @@ def causal_lm(spec: CausalLMSpec) -> Model:
     """
 
     def apply(params: Params, tokens: Int[Array, "B S"], **options: Any) -> Output:
-        if spec.rotary_base is None and tokens.shape[1] > spec.max_positions:
-            raise InvalidInput(f"this model has {spec.max_positions} positions", got=f"{tokens.shape[1]} tokens")
         found = stream(spec, params, tokens, **options)
         return Output(logits_of(found.hidden, head_kernel(spec, params)), found.resid)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -20,11 +21,11 @@ class Lora:
       params: `{"layers": {<site>: {"A": [L, in, r], "B": [L, r, out]}}}`, a site being the path of a linear map
         within a block, such as `attention/qkv`; sites that are not there are not adapted. Within a block it is what
         one layer has of that, from the site on.
-      scale: alpha / r.
+      scale: alpha / r: a number, or a traced one.
     """
 
     params: Params
-    scale: float
+    scale: Any
 
     def check_sites(self, layers: Params) -> None:
         """Raise unless every site is a linear map of these layers, with factors that fit it.
@@ -32,6 +33,9 @@ class Lora:
         Raises:
           InvalidInput: names the first that does not: an adapter that touches nothing would pass for one that does.
         """
+        if not isinstance(self.params, dict) or self.params.keys() != {"layers"}:
+            got = ", ".join(map(str, self.params)) if isinstance(self.params, dict) else type(self.params).__name__
+            raise InvalidInput('an adapter is {"layers": {<site>: {"A", "B"}}}', got=got or "an empty one")
         kernels = {
             name.removesuffix("/kernel"): leaf.shape
             for name, leaf in zip(trees.leaf_names(layers), jax.tree.leaves(layers), strict=True)

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lacuna.errors import InvalidInput
-from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, stream
+from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, looked_up, stream
 from lacuna.models.model import Model
 from lacuna.types import Params
 
@@ -78,9 +78,10 @@ def choice_logits(
       options: the others of `apply`.
 
     Returns:
-      float32 logits, comparable with each other alone: they are not normalised over the vocabulary.
+      float32 logits, comparable with each other alone: they are not normalised over the vocabulary. NaN for a choice
+      beyond it.
     """
     hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
     last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
-    kernel = params["embedding"][choices].T if model.spec.tied else params["head"]["kernel"][:, choices]
-    return logits_of(last, kernel)
+    rows = params["embedding"] if model.spec.tied else params["head"]["kernel"].T
+    return logits_of(last, looked_up(rows, choices).T)

@@ -14,6 +14,7 @@ import tiny_hf
 from lacuna import models, trees
 from lacuna.checkpoints import load_hf
 from lacuna.errors import InvalidInput
+from lacuna.models.causal_lm import _compiled, empty_cache, stream
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS, MASK = jnp.asarray(tiny_hf.tokens()), jnp.asarray(tiny_hf.mask().astype(bool))
@@ -246,14 +247,22 @@ def test_choices_are_the_logits_of_their_tokens_after_the_row(name):
 def test_decoding_with_a_cache_is_decoding_without(name):
     model, params = load_hf(GOLDEN / name)
     found = models.greedy(model, params, TOKENS, num_tokens=9, mask=MASK)
-    tokens, mask = TOKENS, MASK
-    for _ in range(9):
-        best = jnp.argmax(model.apply(params, tokens, mask=mask).logits[:, -1], axis=-1)
-        tokens = jnp.concatenate([tokens, best[:, None]], axis=1)
-        mask = jnp.concatenate([mask, jnp.ones((2, 1), bool)], axis=1)
-    np.testing.assert_array_equal(found, tokens[:, 12:])
+    np.testing.assert_array_equal(found, without_cache(model, params, 9, mask=MASK))
     alone = models.greedy(model, params, TOKENS[:1, 4:], num_tokens=9)
     np.testing.assert_array_equal(alone, found[:1])
+    turned = jnp.roll(TOKENS[:1], -4, axis=1)  # the padding behind
+    np.testing.assert_array_equal(models.greedy(model, params, turned, num_tokens=9, mask=MASK[:1, ::-1]), alone)
+
+
+def without_cache(model, params, num_tokens, mask=None, **options):
+    """Greedy decoding that reads everything again for each token; later places cannot be seen, so they are filled."""
+    length = TOKENS.shape[1]
+    tokens = jnp.pad(TOKENS, ((0, 0), (0, num_tokens)))
+    mask = None if mask is None else jnp.pad(mask, ((0, 0), (0, num_tokens)), constant_values=True)
+    for i in range(length, length + num_tokens):
+        best = jnp.argmax(model.apply(params, tokens, mask=mask, **options).logits[:, i - 1], axis=-1)
+        tokens = tokens.at[:, i].set(best)
+    return tokens[:, length:]
 
 
 def test_decoding_stops_at_the_end_token_and_refuses_what_has_no_position():
@@ -266,11 +275,12 @@ def test_decoding_stops_at_the_end_token_and_refuses_what_has_no_position():
         np.testing.assert_array_equal(row[: first + 1], other[: first + 1])
         assert (row[first:] == end).all()
     for call in (
-        lambda: models.greedy(model, params, TOKENS, num_tokens=30),
+        lambda: models.greedy(model, params, TOKENS, num_tokens=22),
         lambda: model.apply(params, jnp.zeros((1, 33), int)),
     ):
         with pytest.raises(InvalidInput, match=r"this model has 32 positions"):
             call()
+    assert models.greedy(model, params, TOKENS, num_tokens=21).shape == (2, 21)  # nobody reads the last
     with pytest.raises(InvalidInput, match=r"num_tokens must be at least 1; got 0"):
         models.greedy(model, params, TOKENS, num_tokens=0)
 
@@ -281,6 +291,12 @@ def test_a_token_or_a_position_that_is_not_there_gives_no_number():
         logits = np.asarray(model.apply(params, TOKENS.at[0, 5].set(token)).logits)
         assert np.isnan(logits[0, 5:]).all()
         assert np.isfinite(logits[1]).all()
+        answers = models.choice_logits(model, params, TOKENS, jnp.asarray([0, token]))
+        np.testing.assert_array_equal(np.isnan(answers), [[False, True]] * 2)
+        padded = TOKENS.at[0, 0].set(token)  # padding may be anything
+        assert bits(model.apply(params, padded, mask=MASK)) == bits(
+            model.apply(params, TOKENS.at[0, 0].set(0), mask=MASK)
+        )
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12)).at[1, 3].set(32)
     assert np.isnan(model.apply(params, TOKENS, positions=positions).logits[1, 3:]).all()
 
@@ -289,12 +305,8 @@ def test_an_adapter_and_a_steer_act_while_decoding():
     model, params = load_hf(GOLDEN / "qwen3")
     lora = models.Lora(adapter(params, SITES["qwen3"]), 1.0)
     steer = 2 * jax.random.normal(jax.random.key(1), (3, 16))
-    tokens = TOKENS
-    for _ in range(5):
-        best = jnp.argmax(model.apply(params, tokens, lora=lora, steer=steer).logits[:, -1], axis=-1)
-        tokens = jnp.concatenate([tokens, best[:, None]], axis=1)
     found = models.greedy(model, params, TOKENS, num_tokens=5, lora=lora, steer=steer)
-    np.testing.assert_array_equal(found, tokens[:, 12:])
+    np.testing.assert_array_equal(found, without_cache(model, params, 5, lora=lora, steer=steer))
     assert (np.asarray(found) != np.asarray(models.greedy(model, params, TOKENS, num_tokens=5))).any()
 
 
@@ -340,6 +352,12 @@ def test_fresh_parameters_fit_and_are_stacked_by_name(name):
         ({"windows": (3,)}, "windows needs one for each layer; got 1 for 2"),
         ({"activation": "tanh"}, "activation must be one of gelu_tanh, .*; got `tanh`"),
         ({"width": 0}, "width must be at least 1; got 0"),
+        ({"norm": "rmsnorm"}, "norm must be one of layer, layer_plain, rms; got `rmsnorm`"),
+        ({"query_key_norm": "heads"}, "query_key_norm must be one of none, head, whole; got `heads`"),
+        ({"windows": (0, None)}, "windows must be at least 1, or None"),
+        ({"norm_eps": -1.0}, "norm_eps must not be negative; got -1.0"),
+        ({"rotary_base": 0.0}, "rotary_base must be positive, or None; got 0.0"),
+        ({"clip_qkv": float("nan")}, "clip_qkv must be positive, or None; got nan"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
@@ -359,8 +377,14 @@ def test_a_steer_of_another_shape_is_refused(shape):
         assert bits(model.apply(params, TOKENS, steer=jnp.zeros(fits))) == bits(model.apply(params, TOKENS))
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_a_mask_or_positions_of_another_shape_are_refused():
     model, params = load_hf(GOLDEN / "gpt2")
+    for positions in (jnp.zeros((2, 1), int), jnp.arange(12), jnp.zeros((2, 12))):
+        with pytest.raises(InvalidInput, match=r"positions needs an integer for every token; got .* for tokens of"):
+            model.apply(params, TOKENS, positions=positions)
+    for short in (MASK[:, 1:], MASK[:, :1]):
+        with pytest.raises(InvalidInput, match=r"mask needs an entry for every token"):
+            models.greedy(model, params, TOKENS, num_tokens=2, mask=short)
     with pytest.raises(InvalidInput, match=r"mask needs an entry for every token; got shape \(2, 11\) for \(2, 12\)"):
         model.apply(params, TOKENS, mask=MASK[:, 1:])
 
@@ -386,3 +410,34 @@ def test_an_adapter_that_does_not_fit_is_refused(change, message):
     broken = models.Lora({"layers": {"attention": change(factors["layers"]["attention"])}}, 1.0)
     with pytest.raises(InvalidInput, match=message):
         model.apply(params, TOKENS, lora=broken)
+
+
+@pytest.mark.parametrize("more", [{}, {"layers": {}, "head": {"A": TOKENS}}, {"attention": {}}])
+def test_an_adapter_is_of_layers_and_of_nothing_else(more):
+    model, params = load_hf(GOLDEN / "gpt2")
+    with pytest.raises(InvalidInput, match=r'an adapter is \{"layers"'):
+        model.apply(params, TOKENS, lora=models.Lora(more, 1.0))
+
+
+def test_the_stream_keeps_the_dtype_of_the_embedding_whatever_the_weights_have():
+    model, params = load_hf(GOLDEN / "qwen2", dtype=jnp.bfloat16)
+    mixed = params | {"layers": jax.tree.map(lambda x: x.astype(jnp.float32), params["layers"])}
+    assert model.apply(mixed, TOKENS, taps="all").resid.dtype == jnp.bfloat16
+    wider = model.apply(params, TOKENS, layer_map=lambda _, own: jax.tree.map(lambda x: x.astype(jnp.float32), own))
+    assert bits(wider) == bits(model.apply(params, TOKENS))
+
+
+def test_the_last_token_is_found_among_the_new_ones_of_a_cache():
+    model, params = load_hf(GOLDEN / "qwen2")
+    cache = empty_cache(model.spec, 2, 20, jnp.float32)
+    filled = jnp.broadcast_to(jnp.arange(20) < 12, (2, 20))
+    found = stream(model.spec, params, TOKENS, mask=filled, cache=cache, taps="last").resid
+    np.testing.assert_allclose(found, model.apply(params, TOKENS, taps="last").resid, atol=1e-5)
+
+
+def test_a_call_outside_of_a_jit_compiles_once():
+    model, params = load_hf(GOLDEN / "qwen2")
+    model.apply(params, TOKENS, mask=MASK)
+    before = _compiled._cache_size()
+    model.apply(params, TOKENS + 1, mask=MASK)
+    assert _compiled._cache_size() == before
