@@ -74,7 +74,8 @@ def content_digest(tree: Any) -> str:
     leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     sha = hashlib.sha256()
     for name, leaf in sorted(leaves, key=lambda named: named[0]):
-        value = np.asarray(leaf)
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        value = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
         sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return sha.hexdigest()

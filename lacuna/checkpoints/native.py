@@ -1,4 +1,7 @@
-"""lacuna's own checkpoints: a tree of parameters by Orbax, with a digest that tells damage from data."""
+"""lacuna's own checkpoints: any tree of arrays by Orbax, with a digest that tells damage from data.
+
+Parameters, adapters, trajectories, states of an optimiser: what is saved from one mesh is loaded onto another.
+"""
 
 import json
 import shutil
@@ -7,33 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from lacuna import trees
 from lacuna.errors import LacunaError
-from lacuna.types import Params
 
 
 class DamagedCheckpoint(LacunaError):
     """A checkpoint cannot be read, or its bits are not the ones that were written."""
 
 
-def save(folder: Path, params: Params, about: dict[str, Any]) -> None:
+def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; one that is already there is replaced.
 
     Args:
       folder: `folder/params` holds the tree, `folder/about.json` what is said of it.
-      params: the tree.
+      tree: of arrays, numbers and keys, in any containers; it may be split over a mesh.
       about: what made it, as JSON.
     """
     import orbax.checkpoint as ocp
 
+    tree = jax.tree.map(jnp.asarray, tree)  # a number gets the dtype that it will be loaded in
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial.resolve() / "params", params)
-        document = {"params_sha256": trees.content_digest(params), **about}
+            checkpointer.save(partial.resolve() / "params", tree)
+        document = {"params_sha256": trees.content_digest(tree), **about}
         (partial / "about.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
@@ -44,29 +48,29 @@ def save(folder: Path, params: Params, about: dict[str, Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Params:
+def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
     """Read a checkpoint.
 
     Args:
       folder: as given to `save`.
-      like: a tree of the same names, shapes and dtypes; `jax.eval_shape` makes one without memory.
+      like: a tree of the same containers, names, shapes and dtypes; `jax.eval_shape` makes one without memory. A leaf
+        that has a sharding is loaded onto it, whatever it was saved from; the others go to one device.
 
     Raises:
       DamagedCheckpoint: a file is absent or unreadable, the tree is another one, or a bit has changed.
     """
     import orbax.checkpoint as ocp
 
-    # Orbax restores to where the leaves of `like` say; by default that is one device, as for a fresh tree.
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), like)
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder.resolve() / "params", abstract)
+            tree = checkpointer.restore(folder.resolve() / "params", abstract)
         written = about["params_sha256"]
     except Exception as fault:  # Orbax and TensorStore raise many kinds: to a user they all mean the same
         what = f"{type(fault).__name__} {fault}".splitlines()[0]
         raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read", got=what) from fault
-    if trees.content_digest(params) != written:
+    if trees.content_digest(tree) != written:
         raise DamagedCheckpoint(f"the bits of the checkpoint {folder} are not the ones that were written")
-    return params
+    return tree

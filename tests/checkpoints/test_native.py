@@ -3,9 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from lacuna import meshes, trees
 from lacuna.checkpoints import native
+from lacuna.models import Lora
+from lacuna.training import Trajectory
 
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "layers": {"b": jnp.arange(4, dtype=jnp.bfloat16)}}
 LIKE = jax.eval_shape(lambda: PARAMS)
@@ -23,6 +28,41 @@ def test_the_bits_and_dtypes_come_back(folder):
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(PARAMS), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+POINT = {"w": jnp.linspace(-1, 1, 16).reshape(8, 2), "b": jnp.ones(3)}
+TREES = {
+    "an adapter": lambda: Lora({"layers": {"up": {"A": jnp.ones((2, 3, 1)), "B": jnp.zeros((2, 1, 3))}}}, 2.0).params,
+    "a trajectory": lambda: Trajectory(
+        jax.tree.map(lambda x: jnp.stack([x, -x]), POINT), jnp.arange(2), jnp.ones(2), POINT
+    ),
+    "an optimiser": lambda: optax.chain(optax.clip(1.0), optax.adam(1e-3)).init(POINT),
+    "a run": lambda: {"point": (POINT, None), "step": 3, "rate": 0.5, "key": jax.random.key(1), "nothing": {}},
+}
+
+
+@pytest.mark.parametrize("what", TREES)
+def test_any_tree_comes_back(what, tmp_path):
+    tree = TREES[what]()
+    native.save(tmp_path / "point", tree, {})
+    again = native.load(tmp_path / "point", jax.eval_shape(lambda: tree))
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert trees.content_digest(again) == trees.content_digest(jax.tree.map(jnp.asarray, tree))
+
+
+def test_what_one_mesh_saved_another_loads(tmp_path):
+    split, other = (NamedSharding(meshes.model_mesh(model), PartitionSpec(meshes.MODEL)) for model in (8, 2))
+    native.save(
+        tmp_path / "point", jax.device_put(POINT, {"w": split, "b": SingleDeviceSharding(jax.devices()[1])}), {}
+    )
+    like = {
+        "w": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=other),
+        "b": jax.ShapeDtypeStruct((3,), jnp.float32),
+    }
+    again = native.load(tmp_path / "point", like)
+    assert again["w"].sharding == other
+    assert {device.id for device in again["b"].devices()} == {0}
+    assert trees.content_digest(again) == trees.content_digest(POINT)
 
 
 def test_saving_again_replaces_and_leaves_nothing_else(folder):
