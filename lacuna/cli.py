@@ -1,13 +1,15 @@
-"""The command line: `lacuna sweep`, `lacuna report` and `lacuna verify-hf`.
+"""The command line: `lacuna sweep`, `report`, `plan`, `export` and `verify-hf`.
 
 A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,13 +102,13 @@ class ReportCommand:
 
 @dataclass(frozen=True)
 class VerifyCommand:
-    """Compare our reading of a Hugging Face model folder with transformers, layer by layer, in float32.
+    """Compare our reading of a Hugging Face model with transformers, layer by layer, in float32.
 
     Needs torch (pip install 'lacuna[parity]'). Exit status 0 if all levels agree, 1 if one does not.
     """
 
-    folder: tyro.conf.Positional[Path]
-    """Folder with config.json and model.safetensors: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
+    source: tyro.conf.Positional[str]
+    """Model folder, or an id on the hub: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
 
     text: str | None = None
     """What both read; needs a tokenizer. Random tokens, some rows padded on the left, if it is not given."""
@@ -117,10 +119,65 @@ class VerifyCommand:
     length: int = 64
     """Random tokens in a row."""
 
+    ignore: tuple[str, ...] = ()
+    """Fields of config.json that are not to be looked at, if you know that they change nothing."""
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """Bytes that a language model needs on each device of a mesh, from its config and headers: no weight is read.
+
+    Neither the devices nor the weights need be there; activations come on top.
+    """
+
+    model: str
+    """Model folder, or an id on the hub such as Qwen/Qwen2.5-7B, of which the settings alone are fetched."""
+
+    mesh: tuple[int, int] = (1, 1)
+    """Devices on the axes `candidates` (copies of the model) and `model` (that each copy is split over)."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the parameters. Default: that of the files, or of the config."""
+
+    device_gb: float | None = None
+    """Memory of a device in 10^9 bytes. Default: that of the accelerator that is here, if there is one."""
+
+    leaves: bool = False
+    """List every leaf and how it is split."""
+
+    ignore: tuple[str, ...] = ()
+    """Fields of config.json that are not to be looked at, if you know that they change nothing."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a language model anew: one file or shards, in another precision, out of any form that is read.
+
+    Reads safetensors, shards or flax_model.msgpack, and writes safetensors with config.json and the tokenizer's
+    files, for transformers, vLLM and lacuna. The folder is there whole at the end, or not at all.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Model folder, or an id on the hub: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
+
+    to: Path
+    """Folder to write; must not be there, or be empty."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the file. Default: as it is."""
+
+    max_shard_gb: float = 5.0
+    """Largest file, in 10^9 bytes."""
+
+    ignore: tuple[str, ...] = ()
+    """Fields of config.json that are not to be looked at, if you know that they change nothing."""
+
 
 Command = (
     Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify-hf")]
 )
 
@@ -154,6 +211,10 @@ def run(arguments: Sequence[str]) -> int:
             sweep(command, console, arguments)
         elif isinstance(command, VerifyCommand):
             return 0 if verify_hf(command, console) else DISAGREED
+        elif isinstance(command, PlanCommand):
+            plan(command, console)
+        elif isinstance(command, ExportCommand):
+            export(command, console)
         else:
             report(command, console)
     except KeyboardInterrupt as stop:
@@ -285,26 +346,108 @@ def report(command: ReportCommand, console: Console) -> None:
     console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", soft_wrap=True)
 
 
+def plan(command: PlanCommand, console: Console) -> None:
+    """Run `lacuna plan`."""
+    from lacuna.checkpoints.plan import plan_hf
+
+    if command.device_gb is not None and not command.device_gb > 0:
+        raise InvalidInput("device_gb must be positive", got=command.device_gb)
+    candidates, split = command.mesh
+    options: dict[str, Any] = {"candidates": candidates, "dtype": command.dtype, "ignore": command.ignore}
+    found = plan_hf(command.model, model=split, **options)
+    known = "checked against the headers of its weights" if found.checked else "from its config alone"
+    console.print(
+        f"{found.folder}, {known}: {found.num_parameters:,} parameters, {_gb(found.num_bytes)} as {found.dtype}; "
+        f"{candidates} model(s), each on {split} device(s).",
+        soft_wrap=True,
+    )
+    unit, scale = ("GB", 1e9) if found.num_bytes > 1e9 else ("MB", 1e6)
+    if command.leaves:
+        leaves = _plain_table("leaf", "shape / devices", unit)
+        for leaf in found.leaves:
+            shares = (f"{n} / {n // m}" if n != m else str(n) for n, m in zip(leaf.shape, leaf.part, strict=True))
+            part = math.prod(leaf.part) * found.dtype.itemsize
+            leaves.add_row(leaf.name, " x ".join(shares), f"{part / scale:,.2f}")
+        console.print(leaves)
+    limit = 1e9 * command.device_gb if command.device_gb is not None else _accelerator_bytes()
+    table = _plain_table("on each device", unit, *(["of its memory", ""] if limit else []))
+    for what, num_bytes in found.needs().items():
+        judged = [f"{100 * num_bytes / limit:.0f} %", "fits" if num_bytes < limit else "TOO LARGE"] if limit else []
+        table.add_row(what, f"{num_bytes / scale:,.2f}", *judged)
+    console.print(table)
+    if limit and found.needs()["parameters"] >= limit:
+        wider = (split * 2**i for i in range(1, 11))
+        fits = (n for n in wider if plan_hf(command.model, model=n, **options).needs()["parameters"] < limit)
+        enough = next(fits, None)
+        told = "on no mesh" if enough is None else f"on {enough} devices: --mesh {candidates} {enough}"
+        console.print(f"The parameters fit {told}.")
+    if found.repeated and split > 1:
+        console.print(f"{_gb(found.repeated * found.dtype.itemsize)} of it lie whole on every device.")
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.2f} MB"
+
+
+def _accelerator_bytes() -> float | None:
+    """Memory of the first device, where that is not the host's own."""
+    import jax
+
+    device = jax.local_devices()[0]
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _plain_table(*heads: str) -> Table:
+    """Text on the left, numbers on the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=True, vertical="bottom")
+    return table
+
+
+def export(command: ExportCommand, console: Console) -> None:
+    """Run `lacuna export`."""
+    from lacuna.checkpoints import export_hf, load_hf
+    from lacuna.checkpoints.export import check_new
+    from lacuna.checkpoints.sources import find
+
+    if not command.max_shard_gb > 0:
+        raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
+    check_new(command.to)  # before a long read
+    folder = find(command.source)
+    console.print("Reading ...")
+    told = partial(console.print, soft_wrap=True)
+    model, params = load_hf(folder, dtype=command.dtype, ignore=command.ignore, report=lambda found: told(str(found)))
+    most = int(1e9 * command.max_shard_gb)
+    console.print("Writing ...")
+    out = export_hf(model, params, command.to, like=folder, max_shard_bytes=most, ignore=command.ignore)
+    written = sorted(file.name for file in out.iterdir())
+    size = sum((out / name).stat().st_size for name in written)
+    console.print(f"Wrote {_gb(size)} to {out}: {', '.join(written)}", soft_wrap=True)
+
+
 def verify_hf(command: VerifyCommand, console: Console) -> bool:
     """Run `lacuna verify-hf`; whether all levels agree."""
     import numpy as np
 
     from lacuna.checkpoints import verify
     from lacuna.checkpoints.configs import spec_from_config
-    from lacuna.checkpoints.hf import load_tokenizer, read_config
+    from lacuna.checkpoints.hf import load_tokenizer
+    from lacuna.checkpoints.sources import find, read_config
 
     if command.length < 2:
         raise InvalidInput("length must be at least 2", got=command.length)
-    spec = spec_from_config(read_config(command.folder.expanduser()))
+    folder = find(command.source)
+    spec = spec_from_config(read_config(folder), ignore=command.ignore)
     if command.text is None:
         tokens, mask = verify.sample_tokens(spec.vocab_size, min(command.length, spec.max_positions))
     else:
-        ids = load_tokenizer(command.tokenizer or command.folder)(command.text).input_ids
+        ids = load_tokenizer(command.tokenizer or folder)(command.text).input_ids
         if not ids:
             raise InvalidInput("text must hold at least one token", got=f"`{command.text}`")
         tokens = np.asarray([ids], np.int64)
         mask = np.ones_like(tokens)
-    found = verify.verify_hf(command.folder, tokens, mask)
+    found = verify.verify_hf(folder, tokens, mask, ignore=command.ignore)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("level", no_wrap=True)
     for head in ("largest\ndifference", "largest\nvalue", "relative"):

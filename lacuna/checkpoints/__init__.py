@@ -1,5 +1,7 @@
 """Parameters on disk."""
 
-from lacuna.checkpoints.hf import BadCheckpoint as BadCheckpoint
+from lacuna.checkpoints.export import export_hf as export_hf
+from lacuna.checkpoints.hf import LoadReport as LoadReport
 from lacuna.checkpoints.hf import load_hf as load_hf
 from lacuna.checkpoints.hf import load_tokenizer as load_tokenizer
+from lacuna.checkpoints.safetensors_file import BadCheckpoint as BadCheckpoint

@@ -5,6 +5,7 @@ each field is read, known to be harmless, or refused by name.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lacuna.errors import InvalidInput
@@ -26,11 +27,11 @@ _HARMLESS = frozenset(
     _name_or_path _attn_implementation_autoset architectures attention_dropout attn_implementation attn_pdrop
     auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference
-    label2id length_penalty max_length max_position_embeddings min_length model_type n_ctx no_repeat_ngram_size
-    num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_past
-    output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values reorder_and_upcast_attn
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    id2label initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty
+    max_length max_position_embeddings min_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups
+    num_beams num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
+    predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values reorder_and_upcast_attn
     repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
     torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache summary_activation
@@ -40,43 +41,72 @@ _HARMLESS = frozenset(
 """What a file says of itself, and of how it was trained, saved or is decoded."""
 
 
+MAX_SIZE, MAX_LAYERS = 2**24, 2**12
+"""More than any model has; beyond them a file is damaged, or meant to take all memory."""
+
+
 class _Reader:
-    """Fields of one config, each asked for by name; what nobody has asked for is refused at the end."""
+    """Fields of one config, each asked for by name and kind; what nobody has asked for is refused at the end."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.asked: set[str] = set()
 
-    def get(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: Any = None) -> Any:
         """The field, or the default where it is absent or null."""
         self.asked.add(name)
         value = self.config.get(name)
         return default if value is None else value
 
-    def need(self, name: str) -> Any:
-        """The field; refused where it is absent or null."""
-        value = self.get(name, None)
+    def size(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+        """A number of things; refused where it is absent and has no default."""
+        value = self.get(name, default)
         if value is None:
             raise InvalidInput(f"config.json of a {self.config['model_type']} model needs `{name}`", got="none")
+        if type(value) is not int or not 1 <= value <= most:
+            raise InvalidInput(f"config.json must give `{name}` as an integer from 1 to {most}", got=_short(value))
+        return value
+
+    def number(self, name: str, default: float | None) -> Any:
+        """A number that is finite and not negative; None where that is the default."""
+        value = self.get(name, default)
+        if value is None:
+            return None
+        if not _is_number(value) or not 0 <= value < float("inf"):
+            raise InvalidInput(f"config.json must give `{name}` as a number", got=_short(value))
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise InvalidInput(f"config.json must give `{name}` as true or false", got=_short(value))
+        return value
+
+    def table(self, name: str) -> dict[str, Any]:
+        """An object; an absent one is empty."""
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise InvalidInput(f"config.json must give `{name}` as an object", got=_short(value))
         return value
 
     def activation(self, name: str, default: str) -> str:
         """Ours for theirs."""
         value = self.get(name, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise _not_honoured(name, value, hint=f"one of {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 
-    def must_be(self, name: str, *allowed: Any) -> None:
+    def must_be(self, name: str, allowed: Any) -> None:
         """Refuse any other value; an absent field is allowed."""
-        value = self.get(name, allowed[0])
-        if value not in allowed:
+        value = self.get(name, allowed)
+        if value != allowed:
             raise _not_honoured(name, value)
 
-    def finish(self, ignored: tuple[str, ...]) -> None:
+    def finish(self) -> None:
         """Refuse what was not read and is not known to be harmless, unless it says nothing."""
         for name, value in self.config.items():
-            if name in self.asked or name in _HARMLESS or name in ignored:
+            if name in self.asked or name in _HARMLESS:
                 continue
             nothing = value in (None, "", [], {}) or value is False
             neutral = not isinstance(value, bool) and value in (0, 1)  # a factor of one, a limit of none
@@ -84,57 +114,79 @@ class _Reader:
                 raise _not_honoured(name, value, hint=f'ignore=("{name}",) if it does not change the forward pass')
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"
+
+
 def _not_honoured(name: str, value: Any, hint: str = "") -> InvalidInput:
-    return InvalidInput("config.json asks for what is not built here", got=f"`{name}` = {value!r}", hint=hint)
+    return InvalidInput("config.json asks for what is not built here", got=f"`{name}` = {value!r:.200}", hint=hint)
 
 
 def _rotary_base(read: _Reader) -> float:
-    """Theta, in the old spelling (`rope_theta`, `rope_scaling`) and in the new (`rope_parameters`)."""
-    new = read.get("rope_parameters", {})
-    scaling = read.get("rope_scaling", {})
-    for name, settings in (("rope_parameters", new), ("rope_scaling", scaling)):
+    """Theta, in the old spelling (`rope_theta`, `rope_scaling`) and in the new (`rope_parameters`).
+
+    As in transformers: where both tables are there the old one counts, and theta stands in it or outside.
+    """
+    old, new = read.table("rope_scaling"), read.table("rope_parameters")
+    for name, settings in (("rope_scaling", old), ("rope_parameters", new)):
         for key, value in settings.items():
             plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}.get(key)
             if not (key == "rope_theta" or value is None or value == plain):
                 raise _not_honoured(f"{name}.{key}", value, hint="plain rotary positions")
-    read.must_be("partial_rotary_factor", 1, 1.0)
-    return float(new.get("rope_theta") or scaling.get("rope_theta") or read.get("rope_theta", 10_000.0))
+    read.must_be("partial_rotary_factor", 1)
+    outside = read.number("rope_theta", 10_000.0)
+    theta = (old or new).get("rope_theta")
+    theta = outside if theta is None else theta
+    if not _is_number(theta) or not 0 < theta < float("inf"):
+        raise InvalidInput("config.json must give `rope_theta` as a positive number", got=_short(theta))
+    return float(theta)
 
 
 def _windows(read: _Reader, num_layers: int) -> tuple[int | None, ...]:
     """How far each layer sees, from `layer_types` where it is there and from Qwen's older switches otherwise."""
-    used = read.get("use_sliding_window", False)
-    window, first = read.get("sliding_window", None), read.get("max_window_layers", num_layers)
-    types = read.get("layer_types", None)
+    used = read.flag("use_sliding_window", False)
+    window = read.get("sliding_window")
+    first = read.get("max_window_layers", 28)  # the default of transformers, whatever the number of layers
+    types = read.get("layer_types")
     if types is None:
+        if not _is_number(first):
+            raise InvalidInput("config.json must give `max_window_layers` as an integer", got=_short(first))
         types = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(num_layers)]
-    if len(types) != num_layers:
-        raise InvalidInput("config.json needs a layer type for each layer", got=f"{len(types)} for {num_layers}")
+    if not isinstance(types, list) or len(types) != num_layers:
+        got = f"{len(types)} for {num_layers}" if isinstance(types, list) else _short(types)
+        raise InvalidInput("config.json needs a layer type for each layer", got=got)
     for kind in types:
         if kind not in ("full_attention", "sliding_attention"):
             raise _not_honoured("layer_types", kind, hint="full_attention or sliding_attention")
     if "sliding_attention" not in types:
         return ()
+    if not used:  # transformers then has no window to apply
+        raise _not_honoured("layer_types", "sliding_attention", hint="use_sliding_window = true")
     if window is None:
         raise InvalidInput("config.json asks for sliding attention, so it needs `sliding_window`", got="none")
+    window = read.size("sliding_window")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
 def _gpt2(read: _Reader) -> CausalLMSpec:
-    width, num_heads = read.need("n_embd"), read.need("n_head")
+    width, num_heads = read.size("n_embd"), read.size("n_head")
     _heads_divide(width, num_heads, "n_head", "n_embd")
     read.must_be("add_cross_attention", False)
     return CausalLMSpec(
-        vocab_size=read.need("vocab_size"),
-        max_positions=read.need("n_positions"),
-        num_layers=read.need("n_layer"),
+        vocab_size=read.size("vocab_size"),
+        max_positions=read.size("n_positions"),
+        num_layers=read.size("n_layer", most=MAX_LAYERS),
         width=width,
-        mlp_width=read.get("n_inner", 4 * width),
+        mlp_width=read.size("n_inner", 4 * width),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_width=width // num_heads,
         norm="layer",
-        norm_eps=read.get("layer_norm_epsilon", 1e-5),
+        norm_eps=read.number("layer_norm_epsilon", 1e-5),
         rotary_base=None,
         fused_qkv=True,
         qkv_bias=True,
@@ -142,9 +194,9 @@ def _gpt2(read: _Reader) -> CausalLMSpec:
         mlp_bias=True,
         activation=read.activation("activation_function", "gelu_new"),
         gated=False,
-        attention_scale=None if read.get("scale_attn_weights", True) else 1.0,
-        scale_by_layer=read.get("scale_attn_by_inverse_layer_idx", False),
-        tied=read.get("tie_word_embeddings", True),
+        attention_scale=None if read.flag("scale_attn_weights", True) else 1.0,
+        scale_by_layer=read.flag("scale_attn_by_inverse_layer_idx", False),
+        tied=read.flag("tie_word_embeddings", True),
     )
 
 
@@ -155,56 +207,53 @@ def _heads_divide(width: int, num_heads: int, heads_name: str, width_name: str) 
 
 def _like_llama(read: _Reader, **different: Any) -> CausalLMSpec:
     """What Llama, Qwen and OLMo have in common: RMS norm first, rotary positions, a gated MLP."""
-    width, num_heads, num_layers = (
-        read.need(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
-    head_width = read.get("head_dim", None)
-    if head_width is None:
+    width, num_heads = read.size("hidden_size"), read.size("num_attention_heads")
+    if read.get("head_dim") is None:
         _heads_divide(width, num_heads, "num_attention_heads", "hidden_size")
-        head_width = width // num_heads
-    bias = read.get("attention_bias", False)
+    bias = read.flag("attention_bias", False)
     common: dict[str, Any] = {
-        "vocab_size": read.need("vocab_size"),
-        "max_positions": read.get("max_position_embeddings", 2048),
-        "num_layers": num_layers,
+        "vocab_size": read.size("vocab_size"),
+        "max_positions": read.size("max_position_embeddings", 2048),
+        "num_layers": read.size("num_hidden_layers", most=MAX_LAYERS),
         "width": width,
-        "mlp_width": read.need("intermediate_size"),
+        "mlp_width": read.size("intermediate_size"),
         "num_heads": num_heads,
-        "num_kv_heads": read.get("num_key_value_heads", num_heads),
-        "head_width": head_width,
+        "num_kv_heads": read.size("num_key_value_heads", num_heads),
+        "head_width": read.size("head_dim", width // num_heads),
         "norm": "rms",
-        "norm_eps": read.get("rms_norm_eps", 1e-6),
+        "norm_eps": read.number("rms_norm_eps", 1e-6),
         "rotary_base": _rotary_base(read),
         "qkv_bias": bias,
         "out_bias": bias,
         "activation": read.activation("hidden_act", "silu"),
-        "tied": read.get("tie_word_embeddings", False),
+        "tied": read.flag("tie_word_embeddings", False),
     }
     return CausalLMSpec(**common | different)
 
 
 def _llama(read: _Reader) -> CausalLMSpec:
-    return _like_llama(read, mlp_bias=read.get("mlp_bias", False))
+    return _like_llama(read, mlp_bias=read.flag("mlp_bias", False))
 
 
 def _qwen2(read: _Reader) -> CausalLMSpec:
-    read.need("num_key_value_heads")  # its default is 32, whatever the number of heads
-    windows = _windows(read, read.need("num_hidden_layers"))
+    read.size("num_key_value_heads")  # its default is 32, whatever the number of heads
+    windows = _windows(read, read.size("num_hidden_layers", most=MAX_LAYERS))
     return _like_llama(read, qkv_bias=True, out_bias=False, windows=windows)  # wired into its code, not in its config
 
 
 def _qwen3(read: _Reader) -> CausalLMSpec:
-    read.need("num_key_value_heads")
-    read.need("head_dim")  # its default is 128, whatever the width
-    return _like_llama(read, query_key_norm="head", windows=_windows(read, read.need("num_hidden_layers")))
+    read.size("num_key_value_heads")
+    read.size("head_dim")  # its default is 128, whatever the width
+    windows = _windows(read, read.size("num_hidden_layers", most=MAX_LAYERS))
+    return _like_llama(read, query_key_norm="head", windows=windows)
 
 
 def _olmo(read: _Reader) -> CausalLMSpec:
-    return _like_llama(read, norm="layer_plain", norm_eps=1e-5, clip_qkv=read.get("clip_qkv", None))
+    return _like_llama(read, norm="layer_plain", norm_eps=1e-5, clip_qkv=read.number("clip_qkv", None))
 
 
 def _olmo2(read: _Reader) -> CausalLMSpec:
-    return _like_llama(read, norm_after=True, query_key_norm="whole", norm_eps=read.get("rms_norm_eps", 1e-5))
+    return _like_llama(read, norm_after=True, query_key_norm="whole", norm_eps=read.number("rms_norm_eps", 1e-5))
 
 
 FAMILIES: dict[str, Callable[[_Reader], CausalLMSpec]] = {
@@ -229,13 +278,110 @@ def spec_from_config(config: Config, *, ignore: tuple[str, ...] = ()) -> CausalL
       InvalidInput: a family, a field or a value that is not honoured; names it.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise InvalidInput(f"config.json must be of a model_type among {known}", got=f"`{family}`")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", config["quantization_config"])
+        raise InvalidInput(f"config.json must be of a model_type among {known}", got=f"`{family!s:.60}`")
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised
         raise _not_honoured("quantization_config", method, hint="the weights before they were quantised")
-    read = _Reader(config)
+    read = _Reader({name: value for name, value in config.items() if name not in ignore})
+    read.must_be("is_causal", True)
     spec = FAMILIES[family](read)
-    read.finish(ignore)
+    read.finish()
     return spec
+
+
+def config_from_spec(spec: CausalLMSpec) -> dict[str, Any]:
+    """A `config.json` that describes this architecture: the inverse of `spec_from_config`.
+
+    In the older spelling (`rope_theta`, `use_sliding_window`), which readers of version 5 take as well.
+
+    Raises:
+      InvalidInput: no family has this architecture; names the fields in which the nearest one differs.
+    """
+    nearest: list[str] = list(asdict(spec))
+    for family in FAMILIES:
+        config = _describe(family, spec)
+        try:
+            found = asdict(spec_from_config(config))
+        except InvalidInput:
+            continue
+        differ = [name for name, value in asdict(spec).items() if found[name] != value]
+        if not differ:
+            return config
+        nearest = min(nearest, differ, key=len)
+    raise InvalidInput("no family of models that others read has this architecture", got=", ".join(nearest))
+
+
+def _describe(family: str, spec: CausalLMSpec) -> dict[str, Any]:
+    """What a config of this family can say of an architecture."""
+    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == spec.activation)
+    said: dict[str, Any] = {
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "vocab_size": spec.vocab_size,
+        "tie_word_embeddings": spec.tied,
+    }
+    if family == "gpt2":
+        return said | {
+            "n_positions": spec.max_positions,
+            "n_layer": spec.num_layers,
+            "n_embd": spec.width,
+            "n_inner": spec.mlp_width,
+            "n_head": spec.num_heads,
+            "layer_norm_epsilon": spec.norm_eps,
+            "activation_function": activation,
+            "scale_attn_weights": spec.attention_scale is None,
+            "scale_attn_by_inverse_layer_idx": spec.scale_by_layer,
+        }
+    said |= {
+        "max_position_embeddings": spec.max_positions,
+        "num_hidden_layers": spec.num_layers,
+        "hidden_size": spec.width,
+        "intermediate_size": spec.mlp_width,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "rope_theta": spec.rotary_base,
+        "rope_scaling": None,
+        "hidden_act": activation,
+    }
+    if family == "qwen3" or spec.head_width * spec.num_heads != spec.width:
+        said["head_dim"] = spec.head_width  # not every reader knows it, and few models need it
+    if family == "olmo":
+        said["clip_qkv"] = spec.clip_qkv
+    else:
+        said["rms_norm_eps"] = spec.norm_eps
+    if family != "qwen2":
+        said["attention_bias"] = spec.out_bias
+    if family == "llama":
+        said["mlp_bias"] = spec.mlp_bias
+    if family in ("qwen2", "qwen3"):
+        said |= _say_windows(spec)
+    return said
+
+
+def _say_windows(spec: CausalLMSpec) -> dict[str, Any]:
+    """Qwen's switches, and the list that newer readers take, which can say more."""
+    sizes = {window for window in spec.windows if window is not None}
+    if not sizes:
+        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in spec.windows]
+    first = kinds.index("sliding_attention")
+    return {
+        "use_sliding_window": True,
+        "sliding_window": min(sizes),
+        "max_window_layers": first,
+        "layer_types": kinds,
+    }
+
+
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "olmo": "OlmoForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+}
+"""What transformers calls the model with a head of each family."""

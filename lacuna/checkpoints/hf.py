@@ -1,171 +1,377 @@
-"""Reading a Hugging Face model folder: `config.json` and `model.safetensors`, checked whole before a byte is read."""
+"""Reading a Hugging Face model: headers first, every tensor matched with a leaf, then each device its own slices."""
 
-import json
 import os
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from lacuna import trees
+from lacuna.checkpoints import sources
 from lacuna.checkpoints.configs import spec_from_config
 from lacuna.checkpoints.keymaps import HEAD, KEYMAPS, Keymap, Rule
-from lacuna.errors import InvalidInput, LacunaError
+from lacuna.checkpoints.safetensors_file import BadCheckpoint
+from lacuna.errors import InvalidInput
 from lacuna.models import CausalLMSpec, Model, causal_lm
+from lacuna.models.sharding import RULES, Rules, partition
 from lacuna.types import Params
 
-FLOATING = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+_PIECE_BYTES = 1 << 24
+"""What one thread copies at a time."""
+
+_BATCH = 8
+"""Pieces between two times that the memory of what was read is given back."""
 
 
-class BadCheckpoint(LacunaError):
-    """A checkpoint does not hold the model that its config describes."""
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf and the tensors it is made of, none of them read yet.
+
+    Attributes:
+      rule: of the table.
+      shape: of the leaf, the layers in front.
+      tensors: one, or one a layer; in the file's orientation.
+    """
+
+    rule: Rule
+    shape: tuple[int, ...]
+    tensors: tuple[np.ndarray, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """As it is stored."""
+        return self.tensors[0].dtype
 
 
-def load_hf(source: str | Path, *, dtype: Any = None, ignore: tuple[str, ...] = ()) -> tuple[Model, Params]:
-    """A language model from a folder as transformers saves it: GPT-2, Llama, Qwen 1.5 to 3, OLMo, OLMo 2.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model whose files have been checked whole, tensor by tensor, against its config.
 
-    Every tensor of the file is used exactly once. The layers are stacked: `layers/attention/query/kernel` is
-    [L, in, out]. A tied head is no leaf of its own.
+    Attributes:
+      folder: where it lies.
+      config: the parsed `config.json`.
+      model: that it describes.
+      leaves: by name.
+      ignored: tensors that are no parameters.
+      head: where the head comes from, in words.
+      stored: the open files.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    model: Model
+    leaves: dict[str, Leaf]
+    ignored: tuple[str, ...]
+    head: str
+    stored: sources.Tensors
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was read.
+
+    Attributes:
+      folder: the model's.
+      files: that held the weights.
+      num_parameters: in the tree.
+      num_bytes: of the tree.
+      stored_dtypes: how many tensors of each dtype were in the files.
+      dtype: of the tree.
+      ignored: tensors that are no parameters, and were passed over.
+      head: where the head comes from, in words.
+      wall_s: seconds, until everything was on its device.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    num_parameters: int
+    num_bytes: int
+    stored_dtypes: dict[str, int]
+    dtype: str
+    ignored: tuple[str, ...]
+    head: str
+    wall_s: float
+
+    def __str__(self) -> str:
+        stored = ", ".join(f"{count} of {name}" for name, count in self.stored_dtypes.items())
+        ignored = f"; {len(self.ignored)} buffers passed over" if self.ignored else ""
+        return (
+            f"{self.num_parameters:,} parameters as {self.dtype}, {self.num_bytes / 1e6:,.0f} MB in {self.wall_s:.2f} s"
+            f" from {len(self.files)} file(s) of {self.folder} ({stored}; {self.head}{ignored})"
+        )
+
+
+def load_hf(
+    source: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    only: Callable[[str], bool] | None = None,
+    ignore: tuple[str, ...] = (),
+    revision: str | None = None,
+    report: Callable[[LoadReport], None] | None = None,
+) -> tuple[Model, Params]:
+    """A language model from Hugging Face: GPT-2, Llama, Qwen 1.5 to 3, OLMo, OLMo 2.
+
+    Reads `model.safetensors`, shards with or without their index, or `flax_model.msgpack`. Every tensor is used
+    exactly once. Each device gets its own slices; the host holds, beside what it keeps, one leaf at a time. The layers
+    are stacked: `layers/attention/query/kernel` is [L, in, out]. A tied head is no leaf of its own.
 
     Args:
-      source: folder with `config.json` and `model.safetensors`.
-      dtype: of the parameters and so of the arithmetic; None keeps the file's.
+      source: a folder, or an id on the hub, of which the cache is asked first.
+      dtype: of the parameters and so of the arithmetic; None keeps the file's, which must then be one.
+      mesh: to split the parameters over; by default they lie whole on one device.
+      rules: how, if there is a mesh.
+      only: by leaf name, which leaves to read; the others are not in the tree.
       ignore: fields of the config that are not to be looked at (see `spec_from_config`).
+      revision: branch, tag or commit on the hub.
+      report: called once with what was read, e.g. `print`.
 
     Raises:
-      InvalidInput: no such folder or file, or a config that asks for what is not built here; names the field.
+      InvalidInput: no such folder, file or id, or a config that asks for what is not built here; names the field.
       BadCheckpoint: tensors that are missing, left over, of another shape, or not floating: one error names all.
     """
-    from safetensors import SafetensorError, safe_open
+    began = time.perf_counter()
+    found = open_hf(source, ignore=ignore, revision=revision)
+    chosen = {name: leaf for name, leaf in found.leaves.items() if only is None or only(name)}
+    if not chosen:
+        raise InvalidInput("`only` must choose at least one leaf", got="none", hint=", ".join([*found.leaves][:4]))
+    target = target_dtype(found, chosen, dtype)
+    leaves: dict[str, Array] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
+        for name, leaf in chosen.items():
+            sharding = (
+                jnp.zeros(0).sharding  # where a fresh array goes
+                if mesh is None
+                else NamedSharding(mesh, partition(name, leaf.shape, mesh, rules))
+            )
+            leaves[name] = _placed(leaf, target, sharding, workers, found.stored.release)
+    jax.block_until_ready(leaves)
+    if report is not None:
+        stored = Counter(str(tensor.dtype) for leaf in chosen.values() for tensor in leaf.tensors)
+        size, num_bytes = (sum(getattr(leaf, what) for leaf in leaves.values()) for what in ("size", "nbytes"))
+        spent = time.perf_counter() - began
+        files, name = found.stored.files, str(target)
+        report(LoadReport(found.folder, files, size, num_bytes, dict(stored), name, found.ignored, found.head, spent))
+    return found.model, _nested(leaves)
 
-    folder = Path(source).expanduser()
-    config = read_config(folder)
-    spec = spec_from_config(config, ignore=ignore)
-    model = causal_lm(spec)
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise InvalidInput(f"a model folder needs model.safetensors, and {folder} has none", got=_listing(folder))
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            shapes = {
-                name: (tuple(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype())
-                for name in tensors.keys()  # noqa: SIM118  (it is no mapping)
-            }
-            keymap = KEYMAPS[config["model_type"]](spec)
-            plan = _plan(model, keymap, shapes, file, tensors.get_tensor)
-            leaves = {rule.leaf: _read(rule, names, tensors.get_tensor, dtype) for rule, names in plan.items()}
-    except SafetensorError as fault:
-        raise BadCheckpoint(f"{file} cannot be read", got=str(fault)) from fault
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return model, trees.map_named(lambda name, _: leaves[name], like)
 
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a folder.
+def open_hf(source: str | Path, *, ignore: tuple[str, ...] = (), revision: str | None = None) -> Checkpoint:
+    """A model's files, matched tensor by tensor with what its config describes, and not read yet.
 
     Raises:
-      InvalidInput: no such folder or file, or no JSON object in it.
+      InvalidInput, BadCheckpoint: as from `load_hf`.
     """
-    if not folder.is_dir():
-        raise InvalidInput("a model is read from a folder", got=f"{folder}, which is none")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise InvalidInput(f"a model folder needs config.json, and {folder} has none", got=_listing(folder))
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise InvalidInput(f"{file} is no JSON", got=str(fault)) from fault
-    if not isinstance(config, dict):
-        raise InvalidInput(f"{file} must hold an object", got=type(config).__name__)
-    return config
+    folder = sources.find(source, revision=revision)
+    config = sources.read_config(folder)
+    spec = spec_from_config(config, ignore=ignore)
+    model, keymap = causal_lm(spec), KEYMAPS[config["model_type"]](spec)
+    stored = sources.open_tensors(folder)
+    like = abstract(spec)
+    leaves, wrong = _matched(keymap, spec, like, stored)
+    used = {name for names, _ in leaves.values() for name in names} | stored.lost
+    ignored, left, head = [], [], "its head is a leaf of its own"
+    if spec.tied:
+        head = "its head is the embedding"
+    for name in sorted(stored.arrays.keys() - used):
+        if keymap.is_ignored(name):
+            ignored.append(name)
+        elif name == HEAD.tensor and spec.tied:
+            # A file may keep the head of a tied model, as long as it is the embedding.
+            (embedding,) = leaves["embedding"][0]
+            if _same_bits(stored.arrays[name], stored.arrays.get(embedding)):
+                head = "its head is the embedding, and in the file, too"
+            else:
+                wrong.append(f"`{name}` is not the embedding that config.json ties it to")
+        else:
+            left.append(name)
+    if left:
+        wrong.append(f"{sources.told(left)}: of no parameter")
+    if wrong:
+        raise BadCheckpoint(f"{folder} must hold the model of its config.json", got="; ".join(wrong))
+    matched = {
+        name: Leaf(rule, like[name].shape, tuple(stored.arrays[tensor] for tensor in names))
+        for name, (names, rule) in leaves.items()
+    }
+    return Checkpoint(folder, config, model, matched, tuple(ignored), head, stored)
 
 
-def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a folder, by transformers' `AutoTokenizer`; nothing is fetched.
+def abstract(spec: CausalLMSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of all leaves by name, in the tree's order; nothing is initialised."""
+    like = jax.eval_shape(causal_lm(spec).init, jax.random.key(0))
+    return dict(zip(trees.leaf_names(like), jax.tree.leaves(like), strict=True))
+
+
+def tensor_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one tensor of a leaf, as torch has it."""
+    shape = shape[1:] if rule.stacked else shape
+    return shape[::-1] if rule.transpose else shape
+
+
+def _matched(
+    keymap: Keymap, spec: CausalLMSpec, like: dict[str, jax.ShapeDtypeStruct], stored: sources.Tensors
+) -> tuple[dict[str, tuple[list[str], Rule]], list[str]]:
+    """By leaf the names of its tensors, and all that is wrong with them."""
+    prefix = keymap.prefix if any(name.startswith(keymap.prefix) for name in stored.arrays) else ""
+    rules = keymap.by_leaf(tied=spec.tied)
+    missing: list[str] = []
+    shapes: dict[str, list[str]] = {}
+    leaves: dict[str, tuple[list[str], Rule]] = {}
+    for leaf_name, shape in like.items():
+        rule = rules[leaf_name]
+        wanted = tensor_shape(rule, shape.shape)
+        names = rule.tensors(prefix, spec.num_layers)
+        leaves[leaf_name] = (names, rule)
+        for name in names:
+            tensor = stored.arrays.get(name)
+            if tensor is None:
+                missing += [] if name in stored.lost else [name]
+            elif tensor.shape != wanted:
+                shapes.setdefault(f"of shape {list(tensor.shape)} instead of {list(wanted)}", []).append(name)
+            elif not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
+                shapes.setdefault(f"of {tensor.dtype}", []).append(name)
+    wrong = [*stored.faults, *([f"{sources.told(missing)}: missing"] if missing else [])]
+    return leaves, wrong + [f"{sources.told(names)}: {what}" for what, names in shapes.items()]
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray | None) -> bool:
+    """Whether two tensors hold the same bytes; a few rows at a time."""
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = (x.view(f"u{x.dtype.itemsize}") for x in (a, b))
+    rows = max(1, _PIECE_BYTES // max(1, a[:1].nbytes))
+    return all(np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
+
+
+def target_dtype(found: Checkpoint, chosen: dict[str, Leaf], asked: Any) -> np.dtype:
+    """The dtype that a tree of these leaves gets.
 
     Raises:
-      InvalidInput: the folder is not there, or holds no tokenizer.
+      BadCheckpoint: none was asked for, and they are not stored in one.
+      InvalidInput: the one asked for is not floating, or is switched off.
+    """
+    if asked is not None:
+        try:
+            wanted = jnp.dtype(asked)
+        except TypeError:
+            wanted = None
+        if wanted is None or not jnp.issubdtype(wanted, jnp.floating) or wanted.itemsize < 2:
+            raise InvalidInput("dtype must be float32, bfloat16, float16 or float64", got=str(asked))
+        if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+            raise InvalidInput(
+                "float64 must be switched on", got="x64 off", hint='jax.config.update("jax_enable_x64", True)'
+            )
+        return wanted
+    by_dtype: dict[np.dtype, list[str]] = {}
+    for name, leaf in chosen.items():
+        for tensor in leaf.tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(name)
+    if len(by_dtype) > 1:
+        told = (f"{dtype} in {sources.told(sorted(set(names)))}" for dtype, names in by_dtype.items())
+        raise BadCheckpoint(
+            f"{found.folder} must hold weights of one dtype, or you name the one you want",
+            got="; ".join(told),
+            hint="dtype=jnp.float32",
+        )
+    (stored,) = by_dtype
+    return np.dtype(jax.dtypes.canonicalize_dtype(stored))
+
+
+def _placed(
+    leaf: Leaf, dtype: np.dtype, sharding: Any, workers: ThreadPoolExecutor, release: Callable[[], None]
+) -> Array:
+    """The leaf on its devices; a slice that several of them want is read once."""
+    read: dict[tuple[range, ...], np.ndarray] = {}
+
+    def slice_of(index: Any) -> np.ndarray:
+        ranges = tuple(range(*part.indices(length)) for part, length in zip(index, leaf.shape, strict=True))
+        if ranges not in read:
+            read[ranges] = _slice(leaf, ranges, dtype, workers, release)
+        return read[ranges]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, slice_of, dtype=dtype)
+
+
+def _slice(
+    leaf: Leaf,
+    ranges: Sequence[range],
+    dtype: np.dtype,
+    workers: ThreadPoolExecutor,
+    release: Callable[[], None],
+) -> np.ndarray:
+    """Part of a leaf on the host: its tensors turned, cast and stacked in one copy, by several threads."""
+    host = _aligned([len(part) for part in ranges], dtype)
+    if leaf.rule.stacked:
+        pairs = [(host[i], leaf.tensors[layer]) for i, layer in enumerate(ranges[0])]
+        ranges = ranges[1:]
+    else:
+        pairs = [(host, leaf.tensors[0])]
+    within = tuple(slice(part.start, part.stop) for part in ranges)
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    for target, tensor in pairs:
+        # Both in the file's orientation, where a run of rows is a run of bytes.
+        target, part = (target.T, tensor[within[::-1]]) if leaf.rule.transpose else (target, tensor[within])
+        rows = max(1, _PIECE_BYTES // max(1, part[:1].nbytes))
+        pieces += [(target[i : i + rows], part[i : i + rows]) for i in range(0, len(part), rows)]
+    for start in range(0, len(pieces), _BATCH):
+        if any(workers.map(_copy, pieces[start : start + _BATCH])):
+            raise InvalidInput(f"`{leaf.rule.leaf}` must fit into {dtype}", got="values beyond it", hint="bfloat16")
+        release()
+    return host
+
+
+def _copy(pair: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Copy one piece; whether something did not fit."""
+    target, part = pair
+    try:
+        with np.errstate(over="raise"):
+            target[...] = part
+    except FloatingPointError:
+        return True
+    return False
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Memory that a CPU device takes over as it is, which needs an address that 64 divides."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _nested(leaves: dict[str, Array]) -> dict[str, Any]:
+    """The tree of dicts of flat names."""
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(leaves, sep="/")
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or of a hub id, by transformers' `AutoTokenizer`.
+
+    Raises:
+      InvalidInput: the folder is not there, the hub does not give it, or it holds no tokenizer.
     """
     # Or it would say on standard error that torch is not there, which nobody asked.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise InvalidInput("a tokenizer is read from a folder", got=f"{folder}, which is none")
+    folder = sources.find(source, weights=False, revision=revision)
     try:
+        # Where there is a config.json alone, it would make up a tokenizer without a vocabulary.
+        if not any((folder / name).is_file() for name in sources.VOCABULARIES):
+            raise ValueError(sources.listing(folder))
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as fault:
         reason = str(fault).splitlines()[0]
         raise InvalidInput(f"{folder} holds no tokenizer", got=reason, hint="the folder of the tokenizer") from fault
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "an empty folder"
-
-
-Shapes = dict[str, tuple[tuple[int, ...], str]]
-
-
-def _plan(
-    model: Model, keymap: Keymap, found: Shapes, file: Path, read: Callable[[str], np.ndarray]
-) -> dict[Rule, list[str]]:
-    """The tensors of each leaf, in the order of the layers; raises one error that names all that is wrong."""
-    spec: CausalLMSpec = model.spec
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = dict(zip(trees.leaf_names(like), (leaf.shape for leaf in jax.tree.leaves(like)), strict=True))
-    prefix = keymap.prefix if any(name.startswith(keymap.prefix) for name in found) else ""
-    rules = {rule: prefix + rule.tensor for rule in keymap.rules}
-    if not spec.tied:
-        rules[HEAD] = HEAD.tensor
-    wrong, plan, used = [], {}, set()
-    for rule, pattern in rules.items():
-        shape = shapes[rule.leaf][1:] if rule.stacked else shapes[rule.leaf]
-        shape = shape[::-1] if rule.transpose else shape
-        plan[rule] = [pattern.format(i) for i in range(spec.num_layers)] if rule.stacked else [pattern]
-        for name in plan[rule]:
-            used.add(name)
-            if name not in found:
-                wrong.append(f"`{name}` is missing")
-            elif found[name][0] != shape:
-                wrong.append(f"`{name}` has shape {list(found[name][0])} instead of {list(shape)}")
-            elif found[name][1] not in FLOATING:
-                wrong.append(f"`{name}` is of {found[name][1]}")
-    unmapped = shapes.keys() - {rule.leaf for rule in plan}
-    assert not unmapped, f"no rule for {unmapped}"
-    for name in sorted(found.keys() - used):
-        if keymap.is_ignored(name):
-            continue
-        if name == HEAD.tensor and spec.tied:
-            # A file may keep the head of a tied model, as long as it is the embedding.
-            embedding = next(names[0] for rule, names in plan.items() if rule.leaf == "embedding")
-            if embedding in found and np.array_equal(read(name), read(embedding)):
-                continue
-            wrong.append(f"`{name}` is not the embedding that config.json ties it to")
-        else:
-            wrong.append(f"`{name}` belongs to no parameter")
-    if wrong:
-        told = "; ".join(wrong[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise BadCheckpoint(f"{file} does not hold the model of its config.json", got=told)
-    return plan
-
-
-def _read(rule: Rule, names: list[str], read: Callable[[str], np.ndarray], dtype: Any) -> Array:
-    """One leaf: its tensors in our orientation, stacked, on the device; the host holds one leaf at a time."""
-
-    def ours(name: str) -> np.ndarray:
-        tensor = read(name)
-        return tensor.T if rule.transpose else tensor
-
-    first = ours(names[0])
-    if not rule.stacked:
-        return jnp.asarray(first) if dtype is None else jnp.asarray(first, dtype)
-    whole = np.zeros((len(names), *first.shape), first.dtype)
-    for layer, name in enumerate(names):
-        whole[layer] = ours(name)
-    return jnp.asarray(whole) if dtype is None else jnp.asarray(whole, dtype)

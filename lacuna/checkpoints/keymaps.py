@@ -30,6 +30,12 @@ class Rule:
         """One tensor a layer."""
         return "{}" in self.tensor
 
+    def tensors(self, prefix: str, num_layers: int) -> list[str]:
+        """Names in the file, in the order of the layers. The head is outside of the base model: no prefix."""
+        if self is HEAD:
+            return [self.tensor]
+        return [prefix + self.tensor.format(i) for i in range(num_layers if self.stacked else 1)]
+
 
 @dataclass(frozen=True)
 class Keymap:
@@ -44,6 +50,10 @@ class Keymap:
     prefix: str
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+
+    def by_leaf(self, *, tied: bool) -> dict[str, Rule]:
+        """The rule of each leaf."""
+        return {rule.leaf: rule for rule in (*self.rules, *(() if tied else (HEAD,)))}
 
     def is_ignored(self, tensor: str) -> bool:
         """A buffer that some versions have written."""

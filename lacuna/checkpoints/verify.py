@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lacuna.checkpoints.hf import load_hf
+from lacuna.checkpoints.sources import find
 from lacuna.errors import InvalidInput, LacunaError
 from lacuna.models.causal_lm import head_kernel, stream
 
@@ -78,22 +79,30 @@ def sample_tokens(
     return tokens, mask
 
 
-def verify_hf(folder: str | Path, tokens: Int[np.ndarray, "B S"], mask: Int[np.ndarray, "B S"]) -> Verification:
+def verify_hf(
+    source: str | Path,
+    tokens: Int[np.ndarray, "B S"],
+    mask: Int[np.ndarray, "B S"],
+    *,
+    ignore: tuple[str, ...] = (),
+) -> Verification:
     """Run both in float32 on the CPU and compare.
 
     Args:
-      folder: as for `load_hf`.
+      source: as for `load_hf`.
       tokens: what both read.
       mask: 0 where there is padding, which is not compared.
+      ignore: as for `load_hf`.
 
     Raises:
-      InvalidInput, BadCheckpoint: as from `load_hf`; or a token beyond the vocabulary.
+      InvalidInput, BadCheckpoint: as from `load_hf`; a token beyond the vocabulary; more tokens than positions; or a
+        folder that transformers does not run.
       MissingPeer: torch is not installed.
     """
-    model, params = load_hf(folder, dtype=jnp.float32)
+    folder = find(source)
+    model, params = load_hf(folder, dtype=jnp.float32, ignore=ignore)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= model.spec.vocab_size):
         raise InvalidInput(f"tokens must be below {model.spec.vocab_size}", got=int(tokens.max()))
-    theirs = _transformers(Path(folder).expanduser(), tokens, mask)
 
     @jax.jit
     def ours(params: Any) -> tuple[Any, Any, Any]:
@@ -103,6 +112,13 @@ def verify_hf(folder: str | Path, tokens: Int[np.ndarray, "B S"], mask: Int[np.n
 
     with jax.default_matmul_precision("highest"):  # a GPU would take TF32 otherwise
         resid, hidden, logits = (np.asarray(x) for x in ours(params))
+    try:
+        theirs = _transformers(folder, tokens, mask)
+    except LacunaError:
+        raise
+    except Exception as fault:  # a config may ask it for anything
+        what = f"{type(fault).__name__} {fault}".splitlines()[0][:300]
+        raise InvalidInput(f"transformers must run {folder}", got=what) from fault
     names = ["embedding output", *(f"after block {i + 1}" for i in range(model.spec.num_layers))]
     kept = mask.astype(bool)
     pairs = zip(
@@ -113,7 +129,7 @@ def verify_hf(folder: str | Path, tokens: Int[np.ndarray, "B S"], mask: Int[np.n
     )
     mine, peer = (_log_shares(x[kept]) for x in (logits, theirs[1]))
     divergence = float(np.mean(np.sum(np.exp(peer) * (peer - mine), axis=-1)))
-    same = float(np.mean(mine.argmax(-1) == peer.argmax(-1)))
+    same = float(np.mean((mine.argmax(-1) == peer.argmax(-1)) & np.isfinite(mine + peer).all(-1)))
     return Verification(levels, same, divergence, int(kept.sum()))
 
 

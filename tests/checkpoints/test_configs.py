@@ -83,7 +83,7 @@ def test_the_old_spelling_and_the_new_are_one_model(name):
     assert spec_from_config(old_spelling(config)) == spec_from_config(config)
 
 
-QWEN, GPT2 = RELEASED["Qwen2.5-0.5B"], RELEASED["gpt2"]
+QWEN, GPT2, OLMO = RELEASED["Qwen2.5-0.5B"], RELEASED["gpt2"], RELEASED["OLMo-1B"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,28 @@ QWEN, GPT2 = RELEASED["Qwen2.5-0.5B"], RELEASED["gpt2"]
         (QWEN, {"logits_scaling": 16.0}, r"`logits_scaling` = 16.0. Try: ignore=\(\"logits_scaling\",\)"),
         (GPT2, {"add_cross_attention": True}, "`add_cross_attention` = True"),
         (GPT2, {"activation_function": "tanh"}, "`activation_function` = 'tanh'"),
+        (GPT2, {"is_causal": False}, "`is_causal` = False"),
+        (QWEN, {"is_causal": False}, "`is_causal` = False"),
+        (QWEN, {"model_type": ["qwen2"]}, "model_type among"),
+        (QWEN, {"vocab_size": "53"}, "`vocab_size` as an integer from 1 to 16777216; got '53'"),
+        (QWEN, {"hidden_size": 896.0}, "`hidden_size` as an integer"),
+        (QWEN, {"num_hidden_layers": True}, "`num_hidden_layers` as an integer"),
+        (QWEN, {"num_hidden_layers": 10**9}, "`num_hidden_layers` as an integer from 1 to 4096; got 1000000000"),
+        (QWEN, {"intermediate_size": 10**15}, "`intermediate_size` as an integer from 1 to"),
+        (QWEN, {"num_attention_heads": 0}, "`num_attention_heads` as an integer from 1"),
+        (QWEN, {"rms_norm_eps": "1e-6"}, "`rms_norm_eps` as a number; got '1e-6'"),
+        (QWEN, {"rms_norm_eps": float("nan")}, "`rms_norm_eps` as a number; got nan"),
+        (QWEN, {"rope_theta": "big"}, "`rope_theta` as a number"),
+        (QWEN, {"rope_theta": 0}, "`rope_theta` as a positive number"),
+        (QWEN, {"rope_scaling": "linear"}, "`rope_scaling` as an object; got 'linear'"),
+        (QWEN, {"hidden_act": ["silu"]}, "`hidden_act`"),
+        (QWEN, {"tie_word_embeddings": "yes"}, "`tie_word_embeddings` as true or false"),
+        (QWEN, {"quantization_config": "awq"}, "`quantization_config` = 'awq'"),
+        (QWEN, {"layer_types": ["sliding_attention"] * 24}, "Try: use_sliding_window = true"),
+        (QWEN, {"layer_types": 3}, "a layer type for each layer; got 3"),
+        (QWEN, {"use_sliding_window": True, "max_window_layers": "1"}, "`max_window_layers` as an integer"),
+        (QWEN, {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": "5"}, "`sliding_window` as an"),
+        (OLMO, {"clip_qkv": "x"}, "`clip_qkv` as a number"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(config, change, message):
@@ -119,11 +141,29 @@ def test_a_field_that_says_nothing_or_is_vouched_for_is_passed_over():
     nothing = {"new_list": [], "new_switch": False, "new_factor": 1.0, "new_limit": None, "new_text": ""}
     assert spec_from_config(QWEN | nothing) == spec_from_config(QWEN)
     assert spec_from_config(QWEN | {"router_note": "none"}, ignore=("router_note",)) == spec_from_config(QWEN)
+    scaled = QWEN | {"rope_scaling": {"rope_type": "linear", "factor": 1.0}}
+    assert spec_from_config(scaled, ignore=("rope_scaling",)) == spec_from_config(QWEN)
+    medium = GPT2 | {"n_special": 0, "predict_special_tokens": True}  # in the file of gpt2-medium
+    assert spec_from_config(medium) == spec_from_config(GPT2)
 
 
 def test_windows_by_the_older_switches():
     windows = spec_from_config(QWEN | {"use_sliding_window": True, "max_window_layers": 20}).windows
     assert windows == (None,) * 20 + (32768,) * 4
+    absent = QWEN | {"use_sliding_window": True, "max_window_layers": None, "num_hidden_layers": 30}
+    assert spec_from_config(absent).windows == (None,) * 28 + (32768,) * 2  # as transformers fills it in
+
+
+def test_theta_is_where_transformers_looks_for_it():
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}
+    for change, theta in (
+        (new, 50.0),
+        (new | {"rope_theta": 7.0}, 50.0),
+        ({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}}, 7.0),
+        (new | {"rope_scaling": {"rope_type": "default", "rope_theta": 8.0}}, 8.0),
+        (new | {"rope_theta": None, "rope_scaling": {"rope_type": "default"}}, 10_000.0),
+    ):
+        assert spec_from_config(QWEN | change).rotary_base == theta
 
 
 def test_released_models_have_as_many_parameters_as_they_are_known_to_have():

@@ -11,8 +11,8 @@ import tiny_hf
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'lacuna[parity]'")
 
-from lacuna import cli, models  # noqa: E402  (only with torch)
-from lacuna.checkpoints import load_hf, verify  # noqa: E402
+from lacuna import cli, models, trees  # noqa: E402  (only with torch)
+from lacuna.checkpoints import export_hf, load_hf, verify  # noqa: E402
 
 TOKENS, MASK = jnp.asarray(tiny_hf.tokens()), jnp.asarray(tiny_hf.mask())
 every_model = pytest.mark.parametrize("name", tiny_hf.MODELS)
@@ -132,3 +132,40 @@ def test_verify_hf_sees_another_model(saved, capsys, monkeypatch):
     (first,), (second,) = ([line for line in told.splitlines() if f"after block {i}" in line] for i in (1, 2))
     assert "DIFFERS" not in first
     assert "DIFFERS" in second
+
+
+@every_model
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 4000])
+def test_what_was_perturbed_and_exported_is_loaded_by_transformers(name, saved, tmp_path, max_shard_bytes):
+    from transformers import AutoModelForCausalLM
+
+    _, folder = saved(name)
+    model, params = load_hf(folder)
+    noise = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    moved = trees.axpy(0.05, noise, params)
+    for like in (None, folder):
+        out = export_hf(model, moved, tmp_path / f"out{like is None}", like=like, max_shard_bytes=max_shard_bytes)
+        peer, info = AutoModelForCausalLM.from_pretrained(
+            out, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert not info["mismatched_keys"]
+        theirs = tiny_hf.forward(peer.eval())["logits"]
+        ours = model.apply(moved, TOKENS).logits
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+        assert np.abs(theirs - np.asarray(model.apply(params, TOKENS).logits)).max() > 0.1
+        assert verify.verify_hf(out, tiny_hf.tokens(), tiny_hf.mask()).passed
+
+
+@every_model
+def test_a_bfloat16_export_keeps_every_bit_through_transformers(name, saved, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    _, folder = saved(name)
+    model, params = load_hf(folder, dtype=jnp.bfloat16)
+    out = export_hf(model, params, tmp_path / "ours")
+    peer = AutoModelForCausalLM.from_pretrained(out, dtype="auto", local_files_only=True)
+    assert peer.dtype == torch.bfloat16
+    peer.save_pretrained(tmp_path / "theirs")
+    assert trees.content_digest(load_hf(tmp_path / "theirs")[1]) == trees.content_digest(params)

@@ -1,0 +1,193 @@
+"""Writing a Hugging Face model folder: the table of names run backwards, one tensor in memory at a time.
+
+What is written is what `load_hf`, transformers and vLLM read: size-sharded safetensors with their index, a
+`config.json` in the spelling that readers of version 4 and 5 take, and the tokenizer of the model it came from.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lacuna import trees
+from lacuna.checkpoints import sources
+from lacuna.checkpoints.configs import config_from_spec, spec_from_config
+from lacuna.checkpoints.hf import abstract, tensor_shape
+from lacuna.checkpoints.keymaps import KEYMAPS, Rule
+from lacuna.checkpoints.safetensors_file import DTYPES, write
+from lacuna.errors import InvalidInput
+from lacuna.models import CausalLMSpec, Model
+from lacuna.types import Params
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""As in transformers."""
+
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that is still in its leaf."""
+
+    leaf: Array
+    rule: Rule
+    layer: int
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tensor_shape(self.rule, self.leaf.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Its elements in the file's order, turned and cast on the device."""
+        layer = self.layer if self.rule.stacked else None
+        piece = np.asarray(_as_stored(self.leaf, layer, dtype=self.dtype, transpose=self.rule.transpose))
+        if self.dtype == np.float16 and self.leaf.dtype != np.float16 and not np.isfinite(piece).all():
+            raise InvalidInput(f"`{self.rule.leaf}` must fit into float16", got="values beyond it", hint="bfloat16")
+        yield piece
+
+
+@partial(jax.jit, static_argnames=("dtype", "transpose"))
+def _as_stored(leaf: Array, layer: int | Array | None, *, dtype: Any, transpose: bool) -> Array:
+    part = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+    return (part.T if transpose else part).astype(dtype)
+
+
+def export_hf(
+    model: Model,
+    params: Params,
+    folder: str | Path,
+    *,
+    like: str | Path | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    ignore: tuple[str, ...] = (),
+) -> Path:
+    """Write a language model as transformers does, whole or not at all.
+
+    Args:
+      model: of `causal_lm`, one that a family which `load_hf` reads can express.
+      params: its parameters, on any mesh that this process sees whole.
+      folder: made anew; refused if it is there and not empty.
+      like: folder or hub id of the model that these parameters came from: what its config says besides the
+        architecture (the ids of special tokens, say) is kept, and its tokenizer copied.
+      dtype: of the file; None keeps each leaf's.
+      max_shard_bytes: a larger model is spread over several files.
+      ignore: fields of the config of `like` that are not to be looked at (see `spec_from_config`).
+
+    Returns:
+      The folder.
+
+    Raises:
+      InvalidInput: a folder that is not empty, an architecture that no family has, parameters of another one, a
+        model to be like that is of another architecture, or a dtype that is not floating.
+    """
+    folder = check_new(folder)
+    if max_shard_bytes < 1:
+        raise InvalidInput("max_shard_bytes must be at least 1", got=max_shard_bytes)
+    spec: CausalLMSpec = model.spec
+    config, origin = _config(spec, like, ignore)
+    tensors = _tensors(spec, config["model_type"], params, dtype)
+    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        _write_weights(unfinished, tensors, max_shard_bytes)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if origin is not None:
+            for name in _TOKENIZER:
+                if (origin / name).is_file():
+                    shutil.copyfile(origin / name, unfinished / name)
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def check_new(folder: str | Path) -> Path:
+    """The folder, if a model may be written there; refused if it holds anything."""
+    folder = Path(folder).expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there")
+    return folder
+
+
+def _umask() -> int:
+    """What the user keeps others from; a temporary folder is made for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _config(spec: CausalLMSpec, like: str | Path | None, ignore: tuple[str, ...]) -> tuple[dict[str, Any], Path | None]:
+    """The config to write, and the folder that a tokenizer is copied from."""
+    config = config_from_spec(spec)
+    if like is None:
+        return config, None
+    origin = sources.find(like, weights=False)
+    theirs = sources.read_config(origin)
+    other = spec_from_config(theirs, ignore=ignore)
+    if theirs["model_type"] != config["model_type"] or other != spec:
+        differ = [name for name, value in asdict(spec).items() if asdict(other)[name] != value]
+        raise InvalidInput(
+            f"`like` must be a model of this architecture, and {origin} is not",
+            got=f"another {', '.join(differ) or 'model_type'}",
+        )
+    new_spelling = ("rope_parameters", "dtype", "quantization_config", "transformers_version")
+    kept = {name: value for name, value in theirs.items() if name not in new_spelling}
+    return kept | config, origin
+
+
+def _tensors(spec: CausalLMSpec, family: str, params: Params, dtype: Any) -> dict[str, _Tensor]:
+    """What the file holds, by name, in the order of the table."""
+    like, keymap = abstract(spec), KEYMAPS[family](spec)
+    leaves = dict(zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True))
+    if {name: leaf.shape for name, leaf in leaves.items()} != {name: leaf.shape for name, leaf in like.items()}:
+        odd = [n for n in {**like, **leaves} if n not in like or n not in leaves or leaves[n].shape != like[n].shape]
+        raise InvalidInput("params must be of this model", got=f"other leaves at {sources.told(odd)}")
+    tensors = {}
+    for leaf_name, rule in keymap.by_leaf(tied=spec.tied).items():
+        leaf = leaves[leaf_name]
+        stored = np.dtype(leaf.dtype if dtype is None else jnp.dtype(dtype))
+        if not jnp.issubdtype(stored, jnp.floating) or stored not in DTYPES.values():
+            raise InvalidInput(f"`{leaf_name}` must be written in a floating dtype", got=str(stored))
+        for layer, name in enumerate(rule.tensors(keymap.prefix, spec.num_layers)):
+            tensors[name] = _Tensor(leaf, rule, layer, stored)
+    return tensors
+
+
+def _write_weights(folder: Path, tensors: dict[str, _Tensor], max_shard_bytes: int) -> None:
+    """One file, or shards with their index."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        shapes = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+        write(folder / file, shapes, lambda name: tensors[name].pieces())
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / sources.INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

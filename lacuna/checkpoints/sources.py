@@ -1,0 +1,248 @@
+"""Where a Hugging Face model lies and in what form: a folder or a hub id, one file, shards, or msgpack."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lacuna.checkpoints.safetensors_file import BadCheckpoint, MappedFile
+from lacuna.errors import InvalidInput
+
+WHOLE, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
+"""A tokenizer has one of them."""
+
+_SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+_PICKLES = re.compile(r".*\.(bin|pt|pth|ckpt|pkl)")
+_SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint, not read yet where the form allows it.
+
+    Attributes:
+      arrays: by name, read-only.
+      files: that hold them.
+      faults: what is wrong with the files, each a sentence that names the tensors.
+      lost: tensors of `faults`, which need no second complaint.
+    """
+
+    arrays: dict[str, np.ndarray]
+    files: tuple[Path, ...]
+    faults: tuple[str, ...] = ()
+    lost: frozenset[str] = frozenset()
+    mapped: tuple[MappedFile, ...] = field(default=(), repr=False)
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far."""
+        for file in self.mapped:
+            file.release()
+
+
+def find(source: str | Path, *, weights: bool = True, revision: str | None = None) -> Path:
+    """The folder of a model: `source` itself, or the hub's copy of it in the cache of `huggingface_hub`.
+
+    What the cache lacks is fetched, unless the environment says `HF_HUB_OFFLINE=1`; never a pickle.
+
+    Args:
+      source: a folder, or an id such as `Qwen/Qwen2.5-0.5B`.
+      weights: fetch the weights, too.
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      InvalidInput: neither a folder nor an id, or the hub does not give it: absent, private, gated, or offline.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() and str(source):
+        return folder
+    name = str(source)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise InvalidInput("a model is read from a folder or by its id on the hub", got=f"{name}, which is neither")
+    here = "a folder of that name" if "/" not in name else "the path of a folder"
+    try:
+        found = _fetched(name, [*_SETTINGS, *(["model*.safetensors"] if weights else [])], revision)
+        if weights and not any(path.suffix == ".safetensors" for path in found.iterdir()):
+            found = _fetched(name, [*_SETTINGS, MSGPACK], revision)
+    except (OSError, ValueError) as fault:
+        raise InvalidInput(f"`{name}` must be {here} or a model that the hub gives", got=_reason(fault)) from fault
+    return found
+
+
+def _fetched(name: str, patterns: list[str], revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # Subfolders hold the same weights in other forms (onnx, coreml, original).
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+
+def _reason(fault: Exception) -> str:
+    """Why the hub did not give a model, in one line."""
+    from huggingface_hub import errors
+
+    if isinstance(fault, errors.GatedRepoError):
+        return "no access: accept its terms on its page, then `hf auth login`"
+    if isinstance(fault, errors.RepositoryNotFoundError):
+        return "no such model, or a private one: `hf auth login` if it is yours"
+    if isinstance(fault, errors.RevisionNotFoundError):
+        return "no such revision"
+    if isinstance(fault, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return "no such folder, no copy in the cache, and no way to the hub (is HF_HUB_OFFLINE set?)"
+    return (str(fault).splitlines() or [type(fault).__name__])[0].rstrip(".")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a folder.
+
+    Raises:
+      InvalidInput: no such file, or no JSON object in it.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InvalidInput(f"a model folder needs config.json, and {folder} has none", got=listing(folder))
+    return _read_object(file)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise InvalidInput(f"{file} is no JSON", got=str(fault)) from fault
+    if not isinstance(document, dict):
+        raise InvalidInput(f"{file} must hold an object", got=type(document).__name__)
+    return document
+
+
+def open_tensors(folder: Path) -> Tensors:
+    """What a folder holds: `model.safetensors`, else shards by their index or by their names, else msgpack.
+
+    Raises:
+      InvalidInput: none of them is there. Pickles are refused: to read one is to run it.
+      BadCheckpoint: a file that cannot be read. What can be laid to single tensors is left in `faults`.
+    """
+    shards = sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+    if (folder / WHOLE).is_file():
+        mapped = MappedFile(folder / WHOLE)
+        return Tensors(mapped.tensors, (folder / WHOLE,), mapped=(mapped,))
+    if (folder / INDEX).is_file():
+        return _indexed(folder)
+    if shards:
+        return _numbered(folder, shards)
+    if (folder / MSGPACK).is_file():
+        return Tensors(_from_msgpack(folder / MSGPACK), (folder / MSGPACK,))
+    pickles = [path.name for path in sorted(folder.iterdir()) if _PICKLES.fullmatch(path.name)]
+    if pickles:
+        raise InvalidInput(
+            "weights are not read from a pickle, which may run any code",
+            got=f"{', '.join(pickles[:3])} in {folder}",
+            hint=f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
+            f".save_pretrained('{folder.name}-safetensors')\", with torch, if you trust the file",
+        )
+    raise InvalidInput(f"a model folder needs {WHOLE}, and {folder} has none", got=listing(folder))
+
+
+def _indexed(folder: Path) -> Tensors:
+    """Shards by their index; every tensor must be where the index says, and nowhere else."""
+    where = _read_object(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+        raise BadCheckpoint(f"{folder / INDEX} needs a `weight_map` of texts", got=f"{type(where).__name__}")
+    outside = sorted({shard for shard in where.values() if Path(shard).name != shard or shard in ("", ".", "..")})
+    if outside:
+        raise BadCheckpoint(f"{folder / INDEX} must name files beside it", got=f"`{outside[0]}`")
+    arrays, mapped, faults, lost = {}, [], [], set()
+    for shard in sorted(set(where.values())):
+        listed = {name for name, file in where.items() if file == shard}
+        if not (folder / shard).is_file():
+            faults.append(f"{shard} is missing, and with it {told(listed)}")
+            lost |= listed
+            continue
+        file = MappedFile(folder / shard)
+        mapped.append(file)
+        absent, extra = listed - file.tensors.keys(), file.tensors.keys() - listed
+        if absent:
+            faults.append(f"{shard} lacks {told(absent)}, which the index says it holds")
+            lost |= absent
+        if extra:
+            faults.append(f"{shard} holds {told(extra)}, of which the index says nothing")
+            lost |= extra
+        arrays |= {name: tensor for name, tensor in file.tensors.items() if name in listed}
+    files = tuple(folder / shard for shard in sorted(set(where.values())))
+    return Tensors(arrays, files, tuple(faults), frozenset(lost - arrays.keys()), tuple(mapped))
+
+
+def _numbered(folder: Path, shards: list[Path]) -> Tensors:
+    """Shards without an index: all of their numbers must be there, and no tensor twice."""
+    numbers = [tuple(map(int, _SHARD.fullmatch(path.name).groups())) for path in shards]  # pyrefly: ignore
+    total = max(of for _, of in numbers)
+    if total > 100_000 or {of for _, of in numbers} != {total}:
+        raise BadCheckpoint(f"{folder} holds shards of several models", got=", ".join(path.name for path in shards[:4]))
+    absent = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1) if (i, total) not in numbers]
+    faults = [f"{name} is missing" for name in absent]
+    mapped = [MappedFile(path) for path in shards]
+    arrays: dict[str, np.ndarray] = {}
+    for path, file in zip(shards, mapped, strict=True):
+        twice = arrays.keys() & file.tensors.keys()
+        if twice:
+            faults.append(f"{path.name} holds {told(twice)} again")
+        arrays |= file.tensors
+    return Tensors(arrays, tuple(shards), tuple(faults), mapped=tuple(mapped))
+
+
+def _from_msgpack(file: Path) -> dict[str, np.ndarray]:
+    """What transformers 4 saved for Flax, under the names that torch has, and in torch's orientation.
+
+    Its kernels are the transposes of torch's in every family: of a linear map, and of GPT-2's `Conv1D` as well.
+    """
+    from flax import serialization, traverse_util
+
+    try:
+        tree = serialization.msgpack_restore(file.read_bytes())
+        flat = traverse_util.flatten_dict(tree)
+    except Exception as fault:  # msgpack, flax and numpy raise many kinds: to a user they all mean the same
+        what = f"{type(fault).__name__} {fault}".splitlines()[0][:200]
+        raise BadCheckpoint(f"{file} must be a msgpack of arrays as Flax saves it", got=what) from fault
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in flat.items():
+        name = ".".join(map(str, path))
+        if not isinstance(leaf, np.ndarray):
+            raise BadCheckpoint(f"{file} must be a msgpack of arrays", got=f"a {type(leaf).__name__} at `{name}`")
+        head, _, last = name.rpartition(".")
+        if last == "kernel" and leaf.ndim != 2:
+            raise BadCheckpoint(f"{file} must hold kernels of two axes", got=f"`{name}` of shape {list(leaf.shape)}")
+        renamed = f"{head}.weight" if last in ("kernel", "scale", "embedding") else name
+        arrays[renamed] = leaf.T if last == "kernel" else leaf
+    return arrays
+
+
+def told(names: Iterable[str], most: int = 40) -> str:
+    """Names of tensors in one line: those that differ in their layer alone stand together, as in `h.{0-3,7}.ln`."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<![^.])\d{1,9}(?![^.])", name)
+        pattern = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
+        layers.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
+    found = [f"`{pattern.replace(chr(0), _ranges(of)) if of else pattern}`" for pattern, of in sorted(layers.items())]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """One number as it is, several as `{0-3,7}`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
+
+
+def listing(folder: Path) -> str:
+    """What is in a folder, in one line."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "an empty folder"
