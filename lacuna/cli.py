@@ -411,7 +411,7 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.checkpoints.export import check_new
     from lacuna.checkpoints.sources import find
 
-    if not command.max_shard_gb > 0:
+    if not 0 < command.max_shard_gb < math.inf:
         raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
     check_new(command.to)  # before a long read
     folder = find(command.source)

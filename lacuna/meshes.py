@@ -61,6 +61,13 @@ def model_mesh(model: int, devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh(shape, (CANDIDATES, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def automatic(mesh: Mesh) -> Mesh:
+    """The same mesh, the partition of what is computed on it left to the compiler on every axis."""
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:
     """The same tree with a full copy on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -4,8 +4,8 @@ A field that changes the forward pass and is not understood would give a model t
 each field is read, known to be harmless, or refused by name.
 """
 
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from lacuna.errors import InvalidInput
@@ -13,7 +13,7 @@ from lacuna.models import CausalLMSpec
 
 Config = Mapping[str, Any]
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -21,6 +21,7 @@ _ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
+"""Theirs for ours, in the order in which they are preferred on the way out."""
 
 _HARMLESS = frozenset(
     """
@@ -43,6 +44,10 @@ _HARMLESS = frozenset(
 
 MAX_SIZE, MAX_LAYERS = 2**24, 2**12
 """More than any model has; beyond them a file is damaged, or meant to take all memory."""
+
+
+MAX_NUMBER = sys.float_info.max
+"""Integers may be larger, and are then no number."""
 
 
 class _Reader:
@@ -72,7 +77,7 @@ class _Reader:
         value = self.get(name, default)
         if value is None:
             return None
-        if not _is_number(value) or not 0 <= value < float("inf"):
+        if not _is_number(value) or not 0 <= value <= MAX_NUMBER:
             raise InvalidInput(f"config.json must give `{name}` as a number", got=_short(value))
         return float(value)
 
@@ -93,9 +98,9 @@ class _Reader:
     def activation(self, name: str, default: str) -> str:
         """Ours for theirs."""
         value = self.get(name, default)
-        if not isinstance(value, str) or value not in _ACTIVATIONS:
-            raise _not_honoured(name, value, hint=f"one of {', '.join(_ACTIVATIONS)}")
-        return _ACTIVATIONS[value]
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise _not_honoured(name, value, hint=f"one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
 
     def must_be(self, name: str, allowed: Any) -> None:
         """Refuse any other value; an absent field is allowed."""
@@ -141,7 +146,7 @@ def _rotary_base(read: _Reader) -> float:
     outside = read.number("rope_theta", 10_000.0)
     theta = (old or new).get("rope_theta")
     theta = outside if theta is None else theta
-    if not _is_number(theta) or not 0 < theta < float("inf"):
+    if not _is_number(theta) or not 0 < theta <= MAX_NUMBER:
         raise InvalidInput("config.json must give `rope_theta` as a positive number", got=_short(theta))
     return float(theta)
 
@@ -290,98 +295,3 @@ def spec_from_config(config: Config, *, ignore: tuple[str, ...] = ()) -> CausalL
     spec = FAMILIES[family](read)
     read.finish()
     return spec
-
-
-def config_from_spec(spec: CausalLMSpec) -> dict[str, Any]:
-    """A `config.json` that describes this architecture: the inverse of `spec_from_config`.
-
-    In the older spelling (`rope_theta`, `use_sliding_window`), which readers of version 5 take as well.
-
-    Raises:
-      InvalidInput: no family has this architecture; names the fields in which the nearest one differs.
-    """
-    nearest: list[str] = list(asdict(spec))
-    for family in FAMILIES:
-        config = _describe(family, spec)
-        try:
-            found = asdict(spec_from_config(config))
-        except InvalidInput:
-            continue
-        differ = [name for name, value in asdict(spec).items() if found[name] != value]
-        if not differ:
-            return config
-        nearest = min(nearest, differ, key=len)
-    raise InvalidInput("no family of models that others read has this architecture", got=", ".join(nearest))
-
-
-def _describe(family: str, spec: CausalLMSpec) -> dict[str, Any]:
-    """What a config of this family can say of an architecture."""
-    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == spec.activation)
-    said: dict[str, Any] = {
-        "model_type": family,
-        "architectures": [ARCHITECTURES[family]],
-        "vocab_size": spec.vocab_size,
-        "tie_word_embeddings": spec.tied,
-    }
-    if family == "gpt2":
-        return said | {
-            "n_positions": spec.max_positions,
-            "n_layer": spec.num_layers,
-            "n_embd": spec.width,
-            "n_inner": spec.mlp_width,
-            "n_head": spec.num_heads,
-            "layer_norm_epsilon": spec.norm_eps,
-            "activation_function": activation,
-            "scale_attn_weights": spec.attention_scale is None,
-            "scale_attn_by_inverse_layer_idx": spec.scale_by_layer,
-        }
-    said |= {
-        "max_position_embeddings": spec.max_positions,
-        "num_hidden_layers": spec.num_layers,
-        "hidden_size": spec.width,
-        "intermediate_size": spec.mlp_width,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "rope_theta": spec.rotary_base,
-        "rope_scaling": None,
-        "hidden_act": activation,
-    }
-    if family == "qwen3" or spec.head_width * spec.num_heads != spec.width:
-        said["head_dim"] = spec.head_width  # not every reader knows it, and few models need it
-    if family == "olmo":
-        said["clip_qkv"] = spec.clip_qkv
-    else:
-        said["rms_norm_eps"] = spec.norm_eps
-    if family != "qwen2":
-        said["attention_bias"] = spec.out_bias
-    if family == "llama":
-        said["mlp_bias"] = spec.mlp_bias
-    if family in ("qwen2", "qwen3"):
-        said |= _say_windows(spec)
-    return said
-
-
-def _say_windows(spec: CausalLMSpec) -> dict[str, Any]:
-    """Qwen's switches, and the list that newer readers take, which can say more."""
-    sizes = {window for window in spec.windows if window is not None}
-    if not sizes:
-        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in spec.windows]
-    first = kinds.index("sliding_attention")
-    return {
-        "use_sliding_window": True,
-        "sliding_window": min(sizes),
-        "max_window_layers": first,
-        "layer_types": kinds,
-    }
-
-
-ARCHITECTURES = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "olmo": "OlmoForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-}
-"""What transformers calls the model with a head of each family."""

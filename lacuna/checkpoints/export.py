@@ -5,9 +5,7 @@ What is written is what `load_hf`, transformers and vLLM read: size-sharded safe
 """
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,10 +19,14 @@ from jaxtyping import Array
 
 from lacuna import trees
 from lacuna.checkpoints import sources
-from lacuna.checkpoints.configs import config_from_spec, spec_from_config
-from lacuna.checkpoints.hf import abstract, tensor_shape
+from lacuna.checkpoints.config_writing import config_from_spec
+from lacuna.checkpoints.configs import spec_from_config
 from lacuna.checkpoints.keymaps import KEYMAPS, Rule
-from lacuna.checkpoints.safetensors_file import DTYPES, write
+from lacuna.checkpoints.matching import abstract, tensor_shape
+from lacuna.checkpoints.naming import told
+from lacuna.checkpoints.precision import floating, narrows
+from lacuna.checkpoints.safetensors_file import write
+from lacuna.checkpoints.whole_folder import whole_folder
 from lacuna.errors import InvalidInput
 from lacuna.models import CausalLMSpec, Model
 from lacuna.types import Params
@@ -58,21 +60,24 @@ class _Tensor:
     def pieces(self) -> Iterator[np.ndarray]:
         """Its elements in the file's order, turned and cast on the device."""
         layer = self.layer if self.rule.stacked else None
-        piece = np.asarray(_as_stored(self.leaf, layer, dtype=self.dtype, transpose=self.rule.transpose))
-        if self.dtype == np.float16 and self.leaf.dtype != np.float16 and not np.isfinite(piece).all():
-            raise InvalidInput(f"`{self.rule.leaf}` must fit into float16", got="values beyond it", hint="bfloat16")
-        yield piece
+        piece, fits = _as_stored(self.leaf, layer, dtype=self.dtype, transpose=self.rule.transpose)
+        if not fits:
+            raise InvalidInput(f"`{self.rule.leaf}` must fit into {self.dtype}", got="values beyond it", hint="float32")
+        yield np.asarray(piece)
 
 
 @partial(jax.jit, static_argnames=("dtype", "transpose"))
-def _as_stored(leaf: Array, layer: int | Array | None, *, dtype: Any, transpose: bool) -> Array:
+def _as_stored(leaf: Array, layer: int | Array | None, *, dtype: Any, transpose: bool) -> tuple[Array, Array | bool]:
+    """A tensor as the file has it, and whether all of its numbers fit."""
     part = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    return (part.T if transpose else part).astype(dtype)
+    cast = part.astype(dtype)
+    fits = jnp.all(jnp.isfinite(cast) | ~jnp.isfinite(part)) if narrows(leaf.dtype, dtype) else True
+    return (cast.T if transpose else cast), fits
 
 
 def export_hf(
     model: Model,
-    params: Params,
+    params: Any,
     folder: str | Path,
     *,
     like: str | Path | None = None,
@@ -104,38 +109,26 @@ def export_hf(
         raise InvalidInput("max_shard_bytes must be at least 1", got=max_shard_bytes)
     spec: CausalLMSpec = model.spec
     config, origin = _config(spec, like, ignore)
-    tensors = _tensors(spec, config["model_type"], params, dtype)
+    tensors = _tensors(spec, config["model_type"], jax.tree.map(jnp.asarray, params), dtype)
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with whole_folder(folder) as unfinished:
         _write_weights(unfinished, tensors, max_shard_bytes)
         (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if origin is not None:
             for name in _TOKENIZER:
                 if (origin / name).is_file():
                     shutil.copyfile(origin / name, unfinished / name)
-        unfinished.chmod(0o777 & ~_umask())
-        unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def check_new(folder: str | Path) -> Path:
     """The folder, if a model may be written there; refused if it holds anything."""
-    folder = Path(folder).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    folder = Path(folder).expanduser().absolute()
+    occupied = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+    if occupied or folder.is_symlink():
         raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there")
     return folder
-
-
-def _umask() -> int:
-    """What the user keeps others from; a temporary folder is made for its owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _config(spec: CausalLMSpec, like: str | Path | None, ignore: tuple[str, ...]) -> tuple[dict[str, Any], Path | None]:
@@ -163,13 +156,11 @@ def _tensors(spec: CausalLMSpec, family: str, params: Params, dtype: Any) -> dic
     leaves = dict(zip(trees.leaf_names(params), jax.tree.leaves(params), strict=True))
     if {name: leaf.shape for name, leaf in leaves.items()} != {name: leaf.shape for name, leaf in like.items()}:
         odd = [n for n in {**like, **leaves} if n not in like or n not in leaves or leaves[n].shape != like[n].shape]
-        raise InvalidInput("params must be of this model", got=f"other leaves at {sources.told(odd)}")
+        raise InvalidInput("params must be of this model", got=f"other leaves at {told(odd)}")
     tensors = {}
     for leaf_name, rule in keymap.by_leaf(tied=spec.tied).items():
         leaf = leaves[leaf_name]
-        stored = np.dtype(leaf.dtype if dtype is None else jnp.dtype(dtype))
-        if not jnp.issubdtype(stored, jnp.floating) or stored not in DTYPES.values():
-            raise InvalidInput(f"`{leaf_name}` must be written in a floating dtype", got=str(stored))
+        stored = floating(leaf.dtype if dtype is None else dtype)
         for layer, name in enumerate(rule.tensors(keymap.prefix, spec.num_layers)):
             tensors[name] = _Tensor(leaf, rule, layer, stored)
     return tensors

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face model: headers first, every tensor matched with a leaf, then each device its own slices."""
+"""Loading a Hugging Face model: once every tensor is matched with a leaf, each device reads its own slices."""
 
 import os
 import time
@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from lacuna import trees
+from lacuna import meshes
 from lacuna.checkpoints import sources
-from lacuna.checkpoints.configs import spec_from_config
-from lacuna.checkpoints.keymaps import HEAD, KEYMAPS, Keymap, Rule
+from lacuna.checkpoints.matching import Checkpoint, Leaf, open_hf
+from lacuna.checkpoints.naming import told
+from lacuna.checkpoints.precision import floating, overflowed
 from lacuna.checkpoints.safetensors_file import BadCheckpoint
 from lacuna.errors import InvalidInput
-from lacuna.models import CausalLMSpec, Model, causal_lm
+from lacuna.models import Model
 from lacuna.models.sharding import RULES, Rules, partition
 from lacuna.types import Params
 
@@ -30,49 +31,6 @@ _PIECE_BYTES = 1 << 24
 
 _BATCH = 8
 """Pieces between two times that the memory of what was read is given back."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A leaf and the tensors it is made of, none of them read yet.
-
-    Attributes:
-      rule: of the table.
-      shape: of the leaf, the layers in front.
-      tensors: one, or one a layer; in the file's orientation.
-    """
-
-    rule: Rule
-    shape: tuple[int, ...]
-    tensors: tuple[np.ndarray, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """As it is stored."""
-        return self.tensors[0].dtype
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model whose files have been checked whole, tensor by tensor, against its config.
-
-    Attributes:
-      folder: where it lies.
-      config: the parsed `config.json`.
-      model: that it describes.
-      leaves: by name.
-      ignored: tensors that are no parameters.
-      head: where the head comes from, in words.
-      stored: the open files.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    model: Model
-    leaves: dict[str, Leaf]
-    ignored: tuple[str, ...]
-    head: str
-    stored: sources.Tensors
 
 
 @dataclass(frozen=True)
@@ -142,6 +100,7 @@ def load_hf(
       BadCheckpoint: tensors that are missing, left over, of another shape, or not floating: one error names all.
     """
     began = time.perf_counter()
+    mesh = None if mesh is None else meshes.automatic(mesh)
     found = open_hf(source, ignore=ignore, revision=revision)
     chosen = {name: leaf for name, leaf in found.leaves.items() if only is None or only(name)}
     if not chosen:
@@ -166,93 +125,6 @@ def load_hf(
     return found.model, _nested(leaves)
 
 
-def open_hf(source: str | Path, *, ignore: tuple[str, ...] = (), revision: str | None = None) -> Checkpoint:
-    """A model's files, matched tensor by tensor with what its config describes, and not read yet.
-
-    Raises:
-      InvalidInput, BadCheckpoint: as from `load_hf`.
-    """
-    folder = sources.find(source, revision=revision)
-    config = sources.read_config(folder)
-    spec = spec_from_config(config, ignore=ignore)
-    model, keymap = causal_lm(spec), KEYMAPS[config["model_type"]](spec)
-    stored = sources.open_tensors(folder)
-    like = abstract(spec)
-    leaves, wrong = _matched(keymap, spec, like, stored)
-    used = {name for names, _ in leaves.values() for name in names} | stored.lost
-    ignored, left, head = [], [], "its head is a leaf of its own"
-    if spec.tied:
-        head = "its head is the embedding"
-    for name in sorted(stored.arrays.keys() - used):
-        if keymap.is_ignored(name):
-            ignored.append(name)
-        elif name == HEAD.tensor and spec.tied:
-            # A file may keep the head of a tied model, as long as it is the embedding.
-            (embedding,) = leaves["embedding"][0]
-            if _same_bits(stored.arrays[name], stored.arrays.get(embedding)):
-                head = "its head is the embedding, and in the file, too"
-            else:
-                wrong.append(f"`{name}` is not the embedding that config.json ties it to")
-        else:
-            left.append(name)
-    if left:
-        wrong.append(f"{sources.told(left)}: of no parameter")
-    if wrong:
-        raise BadCheckpoint(f"{folder} must hold the model of its config.json", got="; ".join(wrong))
-    matched = {
-        name: Leaf(rule, like[name].shape, tuple(stored.arrays[tensor] for tensor in names))
-        for name, (names, rule) in leaves.items()
-    }
-    return Checkpoint(folder, config, model, matched, tuple(ignored), head, stored)
-
-
-def abstract(spec: CausalLMSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of all leaves by name, in the tree's order; nothing is initialised."""
-    like = jax.eval_shape(causal_lm(spec).init, jax.random.key(0))
-    return dict(zip(trees.leaf_names(like), jax.tree.leaves(like), strict=True))
-
-
-def tensor_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of one tensor of a leaf, as torch has it."""
-    shape = shape[1:] if rule.stacked else shape
-    return shape[::-1] if rule.transpose else shape
-
-
-def _matched(
-    keymap: Keymap, spec: CausalLMSpec, like: dict[str, jax.ShapeDtypeStruct], stored: sources.Tensors
-) -> tuple[dict[str, tuple[list[str], Rule]], list[str]]:
-    """By leaf the names of its tensors, and all that is wrong with them."""
-    prefix = keymap.prefix if any(name.startswith(keymap.prefix) for name in stored.arrays) else ""
-    rules = keymap.by_leaf(tied=spec.tied)
-    missing: list[str] = []
-    shapes: dict[str, list[str]] = {}
-    leaves: dict[str, tuple[list[str], Rule]] = {}
-    for leaf_name, shape in like.items():
-        rule = rules[leaf_name]
-        wanted = tensor_shape(rule, shape.shape)
-        names = rule.tensors(prefix, spec.num_layers)
-        leaves[leaf_name] = (names, rule)
-        for name in names:
-            tensor = stored.arrays.get(name)
-            if tensor is None:
-                missing += [] if name in stored.lost else [name]
-            elif tensor.shape != wanted:
-                shapes.setdefault(f"of shape {list(tensor.shape)} instead of {list(wanted)}", []).append(name)
-            elif not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
-                shapes.setdefault(f"of {tensor.dtype}", []).append(name)
-    wrong = [*stored.faults, *([f"{sources.told(missing)}: missing"] if missing else [])]
-    return leaves, wrong + [f"{sources.told(names)}: {what}" for what, names in shapes.items()]
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray | None) -> bool:
-    """Whether two tensors hold the same bytes; a few rows at a time."""
-    if b is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    a, b = (x.view(f"u{x.dtype.itemsize}") for x in (a, b))
-    rows = max(1, _PIECE_BYTES // max(1, a[:1].nbytes))
-    return all(np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
-
-
 def target_dtype(found: Checkpoint, chosen: dict[str, Leaf], asked: Any) -> np.dtype:
     """The dtype that a tree of these leaves gets.
 
@@ -261,26 +133,16 @@ def target_dtype(found: Checkpoint, chosen: dict[str, Leaf], asked: Any) -> np.d
       InvalidInput: the one asked for is not floating, or is switched off.
     """
     if asked is not None:
-        try:
-            wanted = jnp.dtype(asked)
-        except TypeError:
-            wanted = None
-        if wanted is None or not jnp.issubdtype(wanted, jnp.floating) or wanted.itemsize < 2:
-            raise InvalidInput("dtype must be float32, bfloat16, float16 or float64", got=str(asked))
-        if jax.dtypes.canonicalize_dtype(wanted) != wanted:
-            raise InvalidInput(
-                "float64 must be switched on", got="x64 off", hint='jax.config.update("jax_enable_x64", True)'
-            )
-        return wanted
+        return floating(asked)
     by_dtype: dict[np.dtype, list[str]] = {}
     for name, leaf in chosen.items():
         for tensor in leaf.tensors:
             by_dtype.setdefault(tensor.dtype, []).append(name)
     if len(by_dtype) > 1:
-        told = (f"{dtype} in {sources.told(sorted(set(names)))}" for dtype, names in by_dtype.items())
+        which = (f"{dtype} in {told(sorted(set(names)))}" for dtype, names in by_dtype.items())
         raise BadCheckpoint(
             f"{found.folder} must hold weights of one dtype, or you name the one you want",
-            got="; ".join(told),
+            got="; ".join(which),
             hint="dtype=jnp.float32",
         )
     (stored,) = by_dtype
@@ -333,12 +195,9 @@ def _slice(
 def _copy(pair: tuple[np.ndarray, np.ndarray]) -> bool:
     """Copy one piece; whether something did not fit."""
     target, part = pair
-    try:
-        with np.errstate(over="raise"):
-            target[...] = part
-    except FloatingPointError:
-        return True
-    return False
+    with np.errstate(over="ignore"):
+        target[...] = part
+    return overflowed(part, target)
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -372,6 +231,6 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
         if not any((folder / name).is_file() for name in sources.VOCABULARIES):
             raise ValueError(sources.listing(folder))
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as fault:
-        reason = str(fault).splitlines()[0]
+    except Exception as fault:  # it reads damaged files with errors of many kinds
+        reason = (str(fault).splitlines() or [""])[0] or type(fault).__name__
         raise InvalidInput(f"{folder} holds no tokenizer", got=reason, hint="the folder of the tokenizer") from fault

@@ -4,8 +4,6 @@ Parameters, adapters, trajectories, states of an optimiser: what is saved from o
 """
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from lacuna import trees
+from lacuna.checkpoints.whole_folder import whole_folder
 from lacuna.errors import LacunaError
 
 
@@ -32,20 +31,11 @@ def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     tree = jax.tree.map(jnp.asarray, tree)  # a number gets the dtype that it will be loaded in
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
+    with whole_folder(folder) as unfinished:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial.resolve() / "params", tree)
-        document = {"params_sha256": trees.content_digest(tree), **about}
-        (partial / "about.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        if folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder)
-        else:
-            folder.unlink(missing_ok=True)  # a file or a link in its place is damage, too
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            checkpointer.save(unfinished.resolve() / "params", tree)
+        document = {**about, "params_sha256": trees.content_digest(tree)}
+        (unfinished / "about.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:

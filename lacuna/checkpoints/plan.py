@@ -12,7 +12,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from lacuna import meshes
 from lacuna.checkpoints import sources
 from lacuna.checkpoints.configs import spec_from_config
-from lacuna.checkpoints.hf import abstract, open_hf, target_dtype
+from lacuna.checkpoints.hf import target_dtype
+from lacuna.checkpoints.matching import abstract, open_hf
 from lacuna.errors import InvalidInput
 from lacuna.models import CausalLMSpec
 from lacuna.models.sharding import RULES, Rules, partition

@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lacuna.checkpoints.naming import told
 from lacuna.errors import LacunaError
 
 DTYPES: dict[str, np.dtype] = {
@@ -45,6 +46,9 @@ DTYPES: dict[str, np.dtype] = {
 
 MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation: a longer header is damage or an attack."""
+
+MAX_AXES = 32
+"""More than any model has, and as many as every array library takes."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -102,7 +106,9 @@ def read_header(file: Path) -> dict[str, Extent]:
             raise _damaged(file, f"`{name}` at byte {start - first} instead of {reached - first}")
         reached = end
     if reached != size:
-        raise _damaged(file, f"{size - first} bytes of tensors instead of {reached - first}", hint="fetch it again")
+        got = f"{size - first} bytes of tensors instead of {reached - first}"
+        cut = told(name for start, end, name in ends if end > size)
+        raise _damaged(file, f"{got}: cut off are {cut}" if cut else got, hint="fetch it again")
     return extents
 
 
@@ -116,6 +122,8 @@ def _extent(file: Path, name: str, entry: Any, first: int) -> tuple[Extent, int]
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise _damaged(file, f"`{name}` of dtype {entry['dtype']!r:.60}", hint=f"one of {', '.join(DTYPES)}")
+    if len(shape) > MAX_AXES:
+        raise _damaged(file, f"`{name}` of {len(shape)} axes")
     num_bytes = dtype.itemsize * math.prod(shape)
     if dtype.itemsize * math.prod(max(length, 1) for length in shape) >= 2**63:
         raise _damaged(file, f"`{name}` of shape {shape!r:.60}")
@@ -193,7 +201,10 @@ def write(
     with file.open("xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in names:
+            start = stream.tell()
             for piece in read(name):
                 stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            first, last = header[name]["data_offsets"]
+            assert stream.tell() - start == last - first, f"{name}: another number of bytes than the header says"
         stream.flush()
         os.fsync(stream.fileno())

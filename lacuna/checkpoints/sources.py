@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lacuna.checkpoints.naming import told
 from lacuna.checkpoints.safetensors_file import BadCheckpoint, MappedFile
 from lacuna.errors import InvalidInput
 
@@ -58,11 +58,14 @@ def find(source: str | Path, *, weights: bool = True, revision: str | None = Non
     Raises:
       InvalidInput: neither a folder nor an id, or the hub does not give it: absent, private, gated, or offline.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir() and str(source):
-        return folder
+    try:
+        folder = Path(source).expanduser()
+        if folder.is_dir() and str(source):
+            return folder
+    except (OSError, RuntimeError):  # too long a name, or the home of nobody
+        pass
     name = str(source)
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+    if isinstance(source, Path) or len(name) > 96 or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise InvalidInput("a model is read from a folder or by its id on the hub", got=f"{name}, which is neither")
     here = "a folder of that name" if "/" not in name else "the path of a folder"
     try:
@@ -125,7 +128,7 @@ def open_tensors(folder: Path) -> Tensors:
       InvalidInput: none of them is there. Pickles are refused: to read one is to run it.
       BadCheckpoint: a file that cannot be read. What can be laid to single tensors is left in `faults`.
     """
-    shards = sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+    shards = sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name) and path.is_file())
     if (folder / WHOLE).is_file():
         mapped = MappedFile(folder / WHOLE)
         return Tensors(mapped.tensors, (folder / WHOLE,), mapped=(mapped,))
@@ -157,11 +160,12 @@ def _indexed(folder: Path) -> Tensors:
     arrays, mapped, faults, lost = {}, [], [], set()
     for shard in sorted(set(where.values())):
         listed = {name for name, file in where.items() if file == shard}
-        if not (folder / shard).is_file():
-            faults.append(f"{shard} is missing, and with it {told(listed)}")
+        try:
+            file = _opened(folder / shard)
+        except BadCheckpoint as fault:
+            faults.append(f"{str(fault).rstrip('.')}, and with it {told(listed)}")
             lost |= listed
             continue
-        file = MappedFile(folder / shard)
         mapped.append(file)
         absent, extra = listed - file.tensors.keys(), file.tensors.keys() - listed
         if absent:
@@ -175,6 +179,14 @@ def _indexed(folder: Path) -> Tensors:
     return Tensors(arrays, files, tuple(faults), frozenset(lost - arrays.keys()), tuple(mapped))
 
 
+def _opened(shard: Path) -> MappedFile:
+    """A shard; one that is not there is as bad as one that is cut."""
+    try:
+        return MappedFile(shard)
+    except OSError as fault:  # also a folder of that name, or too long a name
+        raise BadCheckpoint(f"{shard.name:.80} is missing") from fault
+
+
 def _numbered(folder: Path, shards: list[Path]) -> Tensors:
     """Shards without an index: all of their numbers must be there, and no tensor twice."""
     numbers = [tuple(map(int, _SHARD.fullmatch(path.name).groups())) for path in shards]  # pyrefly: ignore
@@ -182,10 +194,16 @@ def _numbered(folder: Path, shards: list[Path]) -> Tensors:
     if total > 100_000 or {of for _, of in numbers} != {total}:
         raise BadCheckpoint(f"{folder} holds shards of several models", got=", ".join(path.name for path in shards[:4]))
     absent = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1) if (i, total) not in numbers]
-    faults = [f"{name} is missing" for name in absent]
-    mapped = [MappedFile(path) for path in shards]
-    arrays: dict[str, np.ndarray] = {}
-    for path, file in zip(shards, mapped, strict=True):
+    more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
+    faults = [f"{', '.join(absent[:4])}{more}: missing"] if absent else []
+    mapped, arrays = [], {}
+    for path in shards:
+        try:
+            file = _opened(path)
+        except BadCheckpoint as fault:
+            faults.append(str(fault).rstrip("."))
+            continue
+        mapped.append(file)
         twice = arrays.keys() & file.tensors.keys()
         if twice:
             faults.append(f"{path.name} holds {told(twice)} again")
@@ -215,31 +233,10 @@ def _from_msgpack(file: Path) -> dict[str, np.ndarray]:
         if last == "kernel" and leaf.ndim != 2:
             raise BadCheckpoint(f"{file} must hold kernels of two axes", got=f"`{name}` of shape {list(leaf.shape)}")
         renamed = f"{head}.weight" if last in ("kernel", "scale", "embedding") else name
+        if renamed in arrays:
+            raise BadCheckpoint(f"{file} must hold every tensor once", got=f"`{renamed}` under two names")
         arrays[renamed] = leaf.T if last == "kernel" else leaf
     return arrays
-
-
-def told(names: Iterable[str], most: int = 40) -> str:
-    """Names of tensors in one line: those that differ in their layer alone stand together, as in `h.{0-3,7}.ln`."""
-    layers: dict[str, list[int]] = {}
-    for name in names:
-        number = re.search(r"(?<![^.])\d{1,9}(?![^.])", name)
-        pattern = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
-        layers.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
-    found = [f"`{pattern.replace(chr(0), _ranges(of)) if of else pattern}`" for pattern, of in sorted(layers.items())]
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
-
-
-def _ranges(numbers: list[int]) -> str:
-    """One number as it is, several as `{0-3,7}`."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"
 
 
 def listing(folder: Path) -> str:

@@ -66,7 +66,11 @@ def partition(leaf_name: str, shape: Sequence[int], mesh: Mesh | AbstractMesh, r
 
 
 def shardings(like: Shapes, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
-    """The tree of `NamedSharding`s of a language model's parameters, e.g. for `jax.device_put` or a `jit`."""
+    """The tree of `NamedSharding`s of a language model's parameters, e.g. for `jax.device_put` or a `jit`.
+
+    The axes of a mesh of devices are made automatic: the forward pass leaves the partition to the compiler.
+    """
+    mesh = meshes.automatic(mesh) if isinstance(mesh, Mesh) else mesh
     return trees.map_named(lambda name, leaf: NamedSharding(mesh, partition(name, leaf.shape, mesh, rules)), like)
 
 

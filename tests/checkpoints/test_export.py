@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from lacuna import meshes, trees
 from lacuna.checkpoints import BadCheckpoint, export, export_hf, load_hf
-from lacuna.checkpoints.configs import config_from_spec, spec_from_config
+from lacuna.checkpoints.config_writing import config_from_spec
+from lacuna.checkpoints.configs import spec_from_config
 from lacuna.errors import InvalidInput
 from lacuna.models import causal_lm, sharding
 
@@ -120,11 +121,20 @@ def test_parameters_of_another_model_are_refused(tmp_path):
     ):
         with pytest.raises(InvalidInput, match=r"params must be of this model; got other leaves at `(more|embedding)`"):
             export_hf(model, wrong, tmp_path / "out")
-    with pytest.raises(InvalidInput, match=r"must be written in a floating dtype; got int8"):
-        export_hf(model, params, tmp_path / "out", dtype=jnp.int8)
-    large = params | {"embedding": params["embedding"] * 1e6}
-    with pytest.raises(InvalidInput, match=r"`embedding` must fit into float16"):
-        export_hf(model, large, tmp_path / "out", dtype=jnp.float16)
+    for dtype in (jnp.int8, "nonsense", "float8_e4m3fn"):
+        with pytest.raises(InvalidInput, match=r"dtype must be float32, bfloat16, float16 or float64"):
+            export_hf(model, params, tmp_path / "out", dtype=dtype)
+    with pytest.raises(InvalidInput, match=r"float64 must be switched on"):
+        export_hf(model, params, tmp_path / "out", dtype="float64")
+    for own, narrow, value in (
+        ("float32", "float16", 1e6),
+        ("bfloat16", "float16", 1e6),
+        ("float32", "bfloat16", 3.4e38),
+    ):
+        large = {name: jax.tree.map(lambda x, own=own: x.astype(own), part) for name, part in params.items()}
+        large["embedding"] = jnp.full_like(large["embedding"], value)
+        with pytest.raises(InvalidInput, match=rf"`embedding` must fit into {narrow}"):
+            export_hf(model, large, tmp_path / "out", dtype=narrow)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,14 +159,24 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch, fault):
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     model, params = load_hf(GOLDEN / "qwen2")
-    for there in (copy(tmp_path / "there", "gpt2"), GOLDEN / "gpt2" / "config.json"):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    links = (tmp_path / "link", tmp_path / "dangling")
+    for there in (copy(tmp_path / "there", "gpt2"), GOLDEN / "gpt2" / "config.json", *links):
         with pytest.raises(InvalidInput, match=r"written to a new folder; got .*, which is there"):
             export_hf(model, params, there)
     (tmp_path / "empty").mkdir()
     export_hf(model, params, tmp_path / "empty")
     assert os.access(tmp_path / "empty", os.R_OK)
-    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o777 & ~export._umask()
+    assert (tmp_path / "empty").stat().st_mode == (tmp_path / "elsewhere").stat().st_mode
     assert oracles.bits(load_hf(tmp_path / "empty")[1]) == oracles.bits(params)
+
+
+def test_float64_of_numpy_is_written_as_jax_has_it(tmp_path):
+    model, params = load_hf(GOLDEN / "llama")
+    folder = export_hf(model, jax.tree.map(lambda x: np.asarray(x, np.float64), params), tmp_path / "out")
+    assert same(all_tensors(folder), tensors_of("llama"))
 
 
 def test_a_perturbed_model_is_another_one(tmp_path):

@@ -1,5 +1,8 @@
 """A checkpoint comes back bit for bit, or not at all."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +81,31 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["point"]
 
 
+def test_an_old_checkpoint_comes_back_if_the_new_one_cannot_take_its_place(folder, monkeypatch):
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        native.save(folder, jax.tree.map(lambda x: 2 * x, PARAMS), {})
+    np.testing.assert_array_equal(native.load(folder, LIKE)["w"], PARAMS["w"])
+    assert [p.name for p in folder.parent.iterdir()] == ["point"]
+
+
+def test_what_is_said_of_a_checkpoint_cannot_change_its_digest(folder):
+    native.save(folder, PARAMS, {"params_sha256": "of another"})
+    native.load(folder, LIKE)
+
+
+def test_a_checkpoint_may_be_read_by_those_who_may_read_what_its_owner_makes(folder, tmp_path):
+    (tmp_path / "made").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
 def test_every_kind_of_damage_is_named(folder, tmp_path):
     def remove_about():
         (folder / "about.json").unlink()
@@ -86,7 +114,7 @@ def test_every_kind_of_damage_is_named(folder, tmp_path):
         other = tmp_path / "other"
         native.save(other, jax.tree.map(lambda x: x + 1, PARAMS), {})
         (other / "about.json").write_bytes((folder / "about.json").read_bytes())
-        native.shutil.rmtree(folder)
+        shutil.rmtree(folder)
         other.rename(folder)
 
     def truncate():
@@ -98,7 +126,7 @@ def test_every_kind_of_damage_is_named(folder, tmp_path):
         return lambda: (folder / "about.json").write_bytes(content)
 
     def put_a_file_in_its_place():
-        native.shutil.rmtree(folder)
+        shutil.rmtree(folder)
         folder.write_text("no folder")
 
     about = [write_about(content) for content in (b"[]", b"{}", b"\xff", b"")]

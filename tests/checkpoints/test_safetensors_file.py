@@ -133,6 +133,13 @@ def test_no_damage_gives_anything_but_tensors_or_our_error(tmp_path, data):
         ('{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', b"0000", r"`a` of shape \[True\]"),
         ('{"a":1,"a":1}', b"", "a name stands in it twice"),
         ('{"__metadata__":{"a":1}}', b"", "metadata that is no table of texts"),
+        (f'{{"a":{{"dtype":"F32","shape":{[1] * 65},"data_offsets":[0,4]}}}}', b"0000", "`a` of 65 axes"),
+        (f'{{"a":{{"dtype":"F32","shape":{[0] * 65},"data_offsets":[0,0]}}}}', b"", "`a` of 65 axes"),
+        (
+            '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+            b"00",
+            "2 bytes of tensors instead of 4: cut off are `b`",
+        ),
         ("[" * 100_000, b"", "no JSON"),
         ("3", b"", "a header that is a int"),
     ],

@@ -1,5 +1,6 @@
 """Every form a model comes in gives the same bits; every fault is one error that names every bad tensor."""
 
+import contextlib
 import json
 import re
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from flax import serialization
 from huggingface_hub import errors
 from model_folders import GOLDEN, INDEX, bare, copy, msgpack, sharded, tensors_of, whole
 from safetensors.numpy import load_file, save_file
@@ -72,7 +74,7 @@ FAULTS = {
     ),
     "a missing shard and no index": (
         lambda f: [(f / name).unlink() for name in (SHARD_2, INDEX)],
-        [f"{SHARD_2} is missing", ": missing"],
+        [f"{SHARD_2}: missing", "`model.norm.weight`"],
     ),
     "an index that names an absent tensor": (
         lambda f: reindex(f, lambda d: d["weight_map"].update({"what.is.this": SHARD_1})),
@@ -89,9 +91,22 @@ FAULTS = {
     "an index that is none": (lambda f: (f / INDEX).write_text("{}"), ["needs a `weight_map` of texts"]),
     "an index of numbers": (lambda f: reindex(f, lambda d: d.update(weight_map={"a": 1})), ["`weight_map` of texts"]),
     "an index that is no JSON": (lambda f: (f / INDEX).write_text("{"), ["is no JSON"]),
-    "a truncated shard": (
-        lambda f: (f / SHARD_1).write_bytes((f / SHARD_1).read_bytes()[:-9]),
-        [SHARD_1, "bytes of tensors instead of", "Try: fetch it again"],
+    "a truncated shard and a missing one": (
+        lambda f: [(f / SHARD_1).write_bytes((f / SHARD_1).read_bytes()[:-9]), (f / SHARD_2).unlink()],
+        [SHARD_1, "bytes of tensors instead of", "cut off are `", "Try: fetch it again", f"{SHARD_2} is missing"]
+        + [name for i, name in enumerate(tensors_of("qwen2")) if i % 3 < 2],
+    ),
+    "a folder in place of a shard": (
+        lambda f: [(f / SHARD_1).unlink(), (f / SHARD_1).mkdir()],
+        [f"{SHARD_1} is missing, and with it"],
+    ),
+    "a folder in place of a shard and no index": (
+        lambda f: [(f / SHARD_1).unlink(), (f / SHARD_1).mkdir(), (f / INDEX).unlink()],
+        [f"{SHARD_1}: missing"],
+    ),
+    "an index of too long a name": (
+        lambda f: reindex(f, lambda d: d["weight_map"].update({"model.norm.weight": "x" * 300})),
+        ["is missing, and with it `model.norm.weight`"],
     ),
     "a tensor twice, and no index": (
         lambda f: [rewrite(f / SHARD_1, lambda t: t.update(load_file(f / SHARD_2))), (f / INDEX).unlink()],
@@ -176,9 +191,21 @@ def test_mixed_precision_needs_a_choice(tmp_path):
 
 
 def test_a_dtype_that_cannot_hold_the_weights_is_refused(tmp_path):
-    folder = whole(tmp_path / "large", "qwen2", lambda t: t | {"model.norm.weight": np.full(16, 1e6, np.float32)})
+    def large(tensors):
+        return tensors | {"model.norm.weight": np.full(16, 1e6, np.float32)}
+
+    def infinite(tensors):
+        return tensors | {"model.norm.weight": np.full(16, np.inf, np.float32)}
+
+    folder = whole(tmp_path / "large", "qwen2", large)
     with pytest.raises(InvalidInput, match=r"`final_norm/scale` must fit into float16"):
         load_hf(folder, dtype=jnp.float16)
+    half = whole(tmp_path / "half", "qwen2", lambda t: {k: x.astype("bfloat16") for k, x in large(t).items()})
+    with pytest.raises(InvalidInput, match=r"`final_norm/scale` must fit into float16"):
+        load_hf(half, dtype=jnp.float16)
+    assert np.isinf(
+        load_hf(whole(tmp_path / "inf", "qwen2", infinite), dtype="float16")[1]["final_norm"]["scale"]
+    ).all()
     for dtype in (jnp.int32, "nonsense", jnp.float8_e4m3fn):
         with pytest.raises(InvalidInput, match=r"dtype must be float32, bfloat16, float16 or float64"):
             load_hf(folder, dtype=dtype)
@@ -217,6 +244,33 @@ def test_a_cut_msgpack_is_one_error(tmp_path):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(BadCheckpoint, match=r"flax_model.msgpack must be a msgpack of arrays"):
         load_hf(file.parent)
+
+
+def test_a_msgpack_with_a_tensor_under_two_names_is_refused(tmp_path):
+    file = msgpack(tmp_path / "flax", "gpt2") / "flax_model.msgpack"
+    tree = serialization.msgpack_restore(file.read_bytes())
+    tree["transformer"]["wte"]["weight"] = tree["transformer"]["wte"]["embedding"]
+    file.write_bytes(serialization.msgpack_serialize(tree))
+    with pytest.raises(BadCheckpoint, match=r"every tensor once; got `transformer.wte.weight` under two names"):
+        load_hf(file.parent)
+
+
+def test_many_missing_shards_are_told_in_short(tmp_path):
+    folder = bare(tmp_path / "model", "qwen2")
+    save_file(tensors_of("qwen2"), folder / "model-00001-of-100000.safetensors")
+    with pytest.raises(BadCheckpoint) as found:
+        load_hf(folder)
+    assert "and 99995 more: missing" in str(found.value)
+    assert len(str(found.value)) < 500
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"model": 1}', ""])
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, file, content):
+    folder = bare(tmp_path / "model", "gpt2")
+    (folder / file).write_text(content)
+    with contextlib.suppress(InvalidInput):  # some of it passes for an empty one
+        load_tokenizer(folder)
 
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path):
@@ -295,7 +349,9 @@ def test_what_the_hub_does_not_give_is_one_sentence(hub, fault, message):
         load_hf("some/body")
 
 
-@pytest.mark.parametrize("source", ["/no/where", "a b", "x/y/z", "../up", "", "~/nowhere/at/all"])
+@pytest.mark.parametrize(
+    "source", ["/no/where", "a b", "x/y/z", "../up", "", "~/nowhere/at/all", "~nobody-here/x", "x" * 300]
+)
 def test_what_is_neither_a_folder_nor_an_id_asks_no_hub(hub, source):
     with pytest.raises(InvalidInput, match="from a folder or by its id on the hub"):
         find(source)

@@ -89,6 +89,13 @@ def test_an_axis_that_does_not_divide_is_left_whole():
     assert sharding.partition("embedding", (64, 48), meshes.candidate_mesh()) == PartitionSpec()
 
 
+def test_a_mesh_of_explicit_axes_serves_as_well():
+    model, params = prepared("qwen3")
+    explicit = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,))
+    logits = model.apply(sharding.place(params, explicit), TOKENS).logits
+    np.testing.assert_allclose(logits, model.apply(params, TOKENS).logits, rtol=0, atol=1e-5)
+
+
 def test_a_mesh_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(InvalidInput, match=r"must be a multiple of `model`; got 8 and 3"):
         meshes.model_mesh(3)
