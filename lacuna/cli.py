@@ -379,8 +379,10 @@ def plan(command: PlanCommand, console: Console) -> None:
         wider = (split * 2**i for i in range(1, 11))
         fits = (n for n in wider if plan_hf(command.model, model=n, **options).needs()["parameters"] < limit)
         enough = next(fits, None)
-        told = "on no mesh" if enough is None else f"on {enough} devices: --mesh {candidates} {enough}"
-        console.print(f"The parameters fit {told}.")
+        if enough is None:
+            console.print(f"The parameters fit on none of --mesh {candidates} {2 * split}, {4 * split}, ...")
+        else:
+            console.print(f"The parameters fit on --mesh {candidates} {enough}: {candidates * enough} devices.")
     if found.repeated and split > 1:
         console.print(f"{_gb(found.repeated * found.dtype.itemsize)} of it lie whole on every device.")
 

@@ -28,9 +28,9 @@ def test_a_plan_says_how_many_devices_would_do(capsys):
     assert cli.run(["plan", "--model", str(GOLDEN / "llama"), "--device-gb", "15e-6"]) == 0
     told = capsys.readouterr().out
     assert "TOO LARGE" in told
-    assert "The parameters fit on 4 devices: --mesh 1 4." in told
+    assert "The parameters fit on --mesh 1 4: 4 devices." in told
     assert cli.run(["plan", "--model", str(GOLDEN / "llama"), "--device-gb", "1e-9"]) == 0
-    assert "The parameters fit on no mesh." in capsys.readouterr().out
+    assert "The parameters fit on none of --mesh 1 2, 4, ..." in capsys.readouterr().out
 
 
 def test_an_export_is_what_was_read(capsys, tmp_path):

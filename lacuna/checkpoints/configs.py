@@ -53,7 +53,8 @@ MAX_NUMBER = sys.float_info.max
 class _Reader:
     """Fields of one config, each asked for by name and kind; what nobody has asked for is refused at the end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, family: str, config: Config) -> None:
+        self.family = family
         self.config = config
         self.asked: set[str] = set()
 
@@ -67,7 +68,7 @@ class _Reader:
         """A number of things; refused where it is absent and has no default."""
         value = self.get(name, default)
         if value is None:
-            raise InvalidInput(f"config.json of a {self.config['model_type']} model needs `{name}`", got="none")
+            raise InvalidInput(f"config.json of a {self.family} model needs `{name}`", got="none")
         if type(value) is not int or not 1 <= value <= most:
             raise InvalidInput(f"config.json must give `{name}` as an integer from 1 to {most}", got=_short(value))
         return value
@@ -290,7 +291,7 @@ def spec_from_config(config: Config, *, ignore: tuple[str, ...] = ()) -> CausalL
     if quantised:
         method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised
         raise _not_honoured("quantization_config", method, hint="the weights before they were quantised")
-    read = _Reader({name: value for name, value in config.items() if name not in ignore})
+    read = _Reader(family, {name: value for name, value in config.items() if name not in ignore})
     read.must_be("is_causal", True)
     spec = FAMILIES[family](read)
     read.finish()

@@ -35,8 +35,8 @@ MAX_SHARD_BYTES = 5_000_000_000
 """As in transformers."""
 
 _TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json",
+    *sources.VOCABULARIES, "tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def export_hf(
     tensors = _tensors(spec, config["model_type"], jax.tree.map(jnp.asarray, params), dtype)
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, replace=False) as unfinished:
         _write_weights(unfinished, tensors, max_shard_bytes)
         (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if origin is not None:
@@ -125,7 +125,8 @@ def export_hf(
 def check_new(folder: str | Path) -> Path:
     """The folder, if a model may be written there; refused if it holds anything."""
     folder = Path(folder).expanduser().absolute()
-    occupied = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+    is_here = folder.is_dir() and folder.samefile(Path.cwd())  # it would be taken away from under the shell
+    occupied = any(folder.iterdir()) or is_here if folder.is_dir() else folder.exists()
     if occupied or folder.is_symlink():
         raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there")
     return folder

@@ -143,7 +143,7 @@ def target_dtype(found: Checkpoint, chosen: dict[str, Leaf], asked: Any) -> np.d
         raise BadCheckpoint(
             f"{found.folder} must hold weights of one dtype, or you name the one you want",
             got="; ".join(which),
-            hint="dtype=jnp.float32",
+            hint="dtype float32",
         )
     (stored,) = by_dtype
     return np.dtype(jax.dtypes.canonicalize_dtype(stored))

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from lacuna import trees
 from lacuna.checkpoints.whole_folder import whole_folder
-from lacuna.errors import LacunaError
+from lacuna.errors import InvalidInput, LacunaError
 
 
 class DamagedCheckpoint(LacunaError):
@@ -23,6 +24,9 @@ class DamagedCheckpoint(LacunaError):
 def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; one that is already there is replaced.
 
+    Raises:
+      InvalidInput: a tree that is one array, or that has a leaf without elements, or none.
+
     Args:
       folder: `folder/params` holds the tree, `folder/about.json` what is said of it.
       tree: of arrays, numbers and keys, in any containers; it may be split over a mesh.
@@ -30,8 +34,13 @@ def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
     """
     import orbax.checkpoint as ocp
 
+    leaves = jax.tree.leaves(tree)
+    if not leaves or jax.tree_util.all_leaves([tree]) or any(np.size(leaf) == 0 for leaf in leaves):
+        raise InvalidInput(
+            "a checkpoint holds a tree of arrays, all of them with elements", got=f"{len(leaves)} leaves"
+        )
     tree = jax.tree.map(jnp.asarray, tree)  # a number gets the dtype that it will be loaded in
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder, replace=True) as unfinished:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished.resolve() / "params", tree)
         document = {**about, "params_sha256": trees.content_digest(tree)}
@@ -52,7 +61,9 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
     import orbax.checkpoint as ocp
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), like)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
+    )
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         with ocp.StandardCheckpointer() as checkpointer:
@@ -62,5 +73,6 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
         what = f"{type(fault).__name__} {fault}".splitlines()[0]
         raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read", got=what) from fault
     if trees.content_digest(tree) != written:
-        raise DamagedCheckpoint(f"the bits of the checkpoint {folder} are not the ones that were written")
+        what = f"the bits of the checkpoint {folder} are not the ones that were written"
+        raise DamagedCheckpoint(what, hint="a `like` of the dtypes that were written, if it is not damaged")
     return tree

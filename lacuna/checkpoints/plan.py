@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
@@ -14,6 +13,7 @@ from lacuna.checkpoints import sources
 from lacuna.checkpoints.configs import spec_from_config
 from lacuna.checkpoints.hf import target_dtype
 from lacuna.checkpoints.matching import abstract, open_hf
+from lacuna.checkpoints.precision import floating
 from lacuna.errors import InvalidInput
 from lacuna.models import CausalLMSpec
 from lacuna.models.sharding import RULES, Rules, partition
@@ -126,12 +126,12 @@ def plan_hf(
     folder = sources.find(source, weights=False, revision=revision)
     config = sources.read_config(folder)
     spec = spec_from_config(config, ignore=ignore)
-    found = open_hf(folder, ignore=ignore) if any(folder.glob("model*.safetensors")) else None
+    found = open_hf(folder, ignore=ignore) if sources.has_weights(folder) else None
     if found is not None:
         chosen = target_dtype(found, found.leaves, dtype)
     else:
-        named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-        chosen = np.dtype(jnp.dtype(dtype or (named if named in ("float32", "bfloat16", "float16") else "float32")))
+        named = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        chosen = floating(dtype or (named if named in ("bfloat16", "float16") else "float32"))
     mesh = AbstractMesh((candidates, model), (meshes.CANDIDATES, meshes.MODEL), axis_types=(AxisType.Auto,) * 2)
     leaves = []
     for name, leaf in abstract(spec).items():

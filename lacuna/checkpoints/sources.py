@@ -72,9 +72,14 @@ def find(source: str | Path, *, weights: bool = True, revision: str | None = Non
         found = _fetched(name, [*_SETTINGS, *(["model*.safetensors"] if weights else [])], revision)
         if weights and not any(path.suffix == ".safetensors" for path in found.iterdir()):
             found = _fetched(name, [*_SETTINGS, MSGPACK], revision)
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # of the hub, of HTTP, of whoever answers in its place
         raise InvalidInput(f"`{name}` must be {here} or a model that the hub gives", got=_reason(fault)) from fault
     return found
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are safetensors of a model."""
+    return (folder / WHOLE).is_file() or any(_SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _fetched(name: str, patterns: list[str], revision: str | None) -> Path:
@@ -96,7 +101,8 @@ def _reason(fault: Exception) -> str:
         return "no such revision"
     if isinstance(fault, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return "no such folder, no copy in the cache, and no way to the hub (is HF_HUB_OFFLINE set?)"
-    return (str(fault).splitlines() or [type(fault).__name__])[0].rstrip(".")
+    first = (str(fault).splitlines() or [""])[0].rstrip(".")
+    return first if isinstance(fault, OSError | ValueError) and first else f"{type(fault).__name__} {first}".rstrip()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _opened(shard: Path) -> MappedFile:
     """A shard; one that is not there is as bad as one that is cut."""
     try:
         return MappedFile(shard)
-    except OSError as fault:  # also a folder of that name, or too long a name
+    except (OSError, ValueError) as fault:  # also a folder of that name, or a name that no file can have
         raise BadCheckpoint(f"{shard.name:.80} is missing") from fault
 
 

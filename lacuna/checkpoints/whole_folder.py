@@ -9,11 +9,13 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     """A new folder to write into, which takes its name when all went well.
 
-    What was there before is put aside until then, comes back if the new one cannot take its place, and is deleted at
-    the end.
+    Args:
+      folder: the name.
+      replace: what was there before is put aside until the new one is complete, comes back if that cannot take its
+        place, and is deleted at the end. Otherwise only an empty folder may be there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
@@ -21,13 +23,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         unfinished.mkdir()  # unlike the folder around it, for whom its owner lets in
         yield unfinished
-        if os.path.lexists(folder):
-            folder.rename(before)
         try:
+            if replace and os.path.lexists(folder):
+                folder.rename(before)
             unfinished.rename(folder)
         except BaseException:
-            if os.path.lexists(before):
+            if os.path.lexists(before) and not os.path.lexists(folder):
                 before.rename(folder)
             raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if os.path.lexists(folder) or not os.path.lexists(before):
+            shutil.rmtree(beside, ignore_errors=True)

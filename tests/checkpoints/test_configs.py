@@ -146,6 +146,8 @@ def test_a_field_that_says_nothing_or_is_vouched_for_is_passed_over():
     assert spec_from_config(QWEN | {"router_note": "none"}, ignore=("router_note",)) == spec_from_config(QWEN)
     scaled = QWEN | {"rope_scaling": {"rope_type": "linear", "factor": 1.0}}
     assert spec_from_config(scaled, ignore=("rope_scaling",)) == spec_from_config(QWEN)
+    with pytest.raises(InvalidInput, match="of a qwen2 model needs `vocab_size`"):
+        spec_from_config(QWEN | {"vocab_size": None}, ignore=("model_type",))
     medium = GPT2 | {"n_special": 0, "predict_special_tokens": True}  # in the file of gpt2-medium
     assert spec_from_config(medium) == spec_from_config(GPT2)
 

@@ -173,6 +173,27 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     assert oracles.bits(load_hf(tmp_path / "empty")[1]) == oracles.bits(params)
 
 
+def test_what_appears_in_the_folder_while_a_model_is_written_is_left_alone(tmp_path, monkeypatch):
+    model, params = load_hf(GOLDEN / "llama")
+    out, real = tmp_path / "out", export.write
+
+    def write(*given):
+        real(*given)
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+
+    monkeypatch.setattr(export, "write", write)
+    with pytest.raises(OSError, match="not empty"):
+        export_hf(model, params, out)
+    assert [file.name for file in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_the_folder_that_one_stands_in_is_not_taken_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="written to a new folder"):
+        export_hf(*load_hf(GOLDEN / "llama"), ".")
+
+
 def test_float64_of_numpy_is_written_as_jax_has_it(tmp_path):
     model, params = load_hf(GOLDEN / "llama")
     folder = export_hf(model, jax.tree.map(lambda x: np.asarray(x, np.float64), params), tmp_path / "out")

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lacuna import meshes, trees
 from lacuna.checkpoints import native
+from lacuna.errors import InvalidInput
 from lacuna.models import Lora
 from lacuna.training import Trajectory
 
@@ -81,19 +82,29 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["point"]
 
 
-def test_an_old_checkpoint_comes_back_if_the_new_one_cannot_take_its_place(folder, monkeypatch):
+@pytest.mark.parametrize("after_the_first", [False, True])
+def test_an_old_checkpoint_comes_back_if_the_new_one_cannot_take_its_place(folder, monkeypatch, after_the_first):
     rename = Path.rename
 
     def interrupted(self, target):
         if self.name == "new":
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename(self, target)
+        if Path(target).name == "old" and after_the_first:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         native.save(folder, jax.tree.map(lambda x: 2 * x, PARAMS), {})
     np.testing.assert_array_equal(native.load(folder, LIKE)["w"], PARAMS["w"])
     assert [p.name for p in folder.parent.iterdir()] == ["point"]
+
+
+@pytest.mark.parametrize("tree", [{}, jnp.ones(3), {"a": jnp.ones(2), "b": jnp.zeros((0, 3))}, None])
+def test_what_is_no_tree_of_arrays_is_refused(tree, tmp_path):
+    with pytest.raises(InvalidInput, match="a checkpoint holds a tree of arrays"):
+        native.save(tmp_path / "point", tree, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_said_of_a_checkpoint_cannot_change_its_digest(folder):

@@ -104,6 +104,10 @@ FAULTS = {
         lambda f: [(f / SHARD_1).unlink(), (f / SHARD_1).mkdir(), (f / INDEX).unlink()],
         [f"{SHARD_1}: missing"],
     ),
+    "an index of an impossible name": (
+        lambda f: reindex(f, lambda d: d["weight_map"].update({"model.norm.weight": "a\0b"})),
+        ["is missing, and with it `model.norm.weight`"],
+    ),
     "an index of too long a name": (
         lambda f: reindex(f, lambda d: d["weight_map"].update({"model.norm.weight": "x" * 300})),
         ["is missing, and with it `model.norm.weight`"],
@@ -185,7 +189,9 @@ def test_mixed_precision_needs_a_choice(tmp_path):
         return {k: x.astype(np.float16 if ".0." in k else np.float32) for k, x in tensors.items()}
 
     folder = whole(tmp_path / "mixed", "qwen2", mix)
-    with pytest.raises(BadCheckpoint, match=r"must hold weights of one dtype.*float32 in .*float16 in .*Try: dtype="):
+    with pytest.raises(
+        BadCheckpoint, match=r"must hold weights of one dtype.*float32 in .*float16 in .*Try: dtype float32"
+    ):
         load_hf(folder)
     assert {x.dtype for x in jax.tree.leaves(load_hf(folder, dtype="bfloat16")[1])} == {jnp.dtype("bfloat16")}
 
@@ -341,6 +347,7 @@ def response(status):
         (errors.HfHubHTTPError("502 Bad gateway\nmore", response=response(502)), "502 Bad gateway"),
         (errors.HFValidationError("Repo id must be short"), "Repo id must be short"),
         (ConnectionError("reset"), "reset"),
+        (AttributeError("'list' object has no attribute 'get'"), "AttributeError 'list' object"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_sentence(hub, fault, message):
