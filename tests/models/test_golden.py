@@ -17,7 +17,7 @@ import pytest
 import tiny_hf
 
 from lacuna import models
-from lacuna.checkpoints import configs, hf, keymaps, load_hf
+from lacuna.checkpoints import configs, keymaps, load_hf, matching
 
 causal_lm = sys.modules["lacuna.models.causal_lm"]  # the function has the same name
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -156,9 +156,10 @@ def table_of(changed, family, spec):
 def load_mutant(monkeypatch, name, module, old, new):
     changed = mutant(module, old, new)
     if module is configs:
-        monkeypatch.setattr(hf, "spec_from_config", changed.spec_from_config)
+        monkeypatch.setattr(matching, "spec_from_config", changed.spec_from_config)
     if module is keymaps:
-        monkeypatch.setattr(hf, "KEYMAPS", {family: partial(table_of, changed, family) for family in keymaps.KEYMAPS})
+        tables = {family: partial(table_of, changed, family) for family in keymaps.KEYMAPS}
+        monkeypatch.setattr(matching, "KEYMAPS", tables)
     model, params = load_hf(GOLDEN / name)
     return (changed.causal_lm(model.spec) if module is causal_lm else model), params
 
@@ -171,7 +172,7 @@ def test_a_mistake_is_seen(monkeypatch, mutation):
         model, params = load_mutant(monkeypatch, name, *change)
         found = np.asarray(model.apply(params, TOKENS, mask=MASK).logits)[kept]
         whole = np.asarray(model.apply(params, TOKENS).logits)
-    except (hf.BadCheckpoint, AssertionError, KeyError):
+    except (matching.BadCheckpoint, AssertionError, KeyError):
         return  # the file does not fit: seen before a number was made
     off = max(np.abs(found - theirs["left_padded"][kept]).max(), np.abs(whole - theirs["logits"]).max())
     assert off > 1e-4, f"{mutation} changes the logits by {off:.1e} only"
