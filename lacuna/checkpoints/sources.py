@@ -195,7 +195,7 @@ def _opened(shard: Path) -> MappedFile:
 
 def _numbered(folder: Path, shards: list[Path]) -> Tensors:
     """Shards without an index: all of their numbers must be there, and no tensor twice."""
-    numbers = [tuple(map(int, _SHARD.fullmatch(path.name).groups())) for path in shards]  # pyrefly: ignore
+    numbers = [(int(i), int(of)) for path in shards for i, of in _SHARD.findall(path.name)]
     total = max(of for _, of in numbers)
     if total > 100_000 or {of for _, of in numbers} != {total}:
         raise BadCheckpoint(f"{folder} holds shards of several models", got=", ".join(path.name for path in shards[:4]))
