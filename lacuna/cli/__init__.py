@@ -1,0 +1,83 @@
+"""The command line: `lacuna sweep`, `report`, `plan`, `export` and `verify-hf`.
+
+A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
+`lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from lacuna.cli.export import ExportCommand, export
+from lacuna.cli.plan import PlanCommand, plan
+from lacuna.cli.report import ReportCommand, report
+from lacuna.cli.sweep import SEARCH_STEP as SEARCH_STEP
+from lacuna.cli.sweep import SweepCommand, sweep
+from lacuna.cli.verify import VerifyCommand, verify_hf
+from lacuna.errors import LacunaError
+
+Command = (
+    Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
+    | Annotated[VerifyCommand, tyro.conf.subcommand("verify-hf")]
+)
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports it."""
+
+DISAGREED = 1
+"""Exit status of a comparison that was made and failed."""
+
+
+def main() -> None:
+    """Entry point of the `lacuna` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    command = tyro.cli(
+        Command,  # pyrefly: ignore  (tyro takes a union of types; its annotations do not say so)
+        prog="lacuna",
+        description="Local linear geometry of trained networks.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    # Nothing printed here is markup: a folder may be called [red].
+    console, complaints = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
+
+    def complain(sentence: str, status: int) -> int:
+        complaints.print(sentence, style="red", soft_wrap=True)
+        return status
+
+    try:
+        if isinstance(command, SweepCommand):
+            sweep(command, console, arguments)
+        elif isinstance(command, VerifyCommand):
+            return 0 if verify_hf(command, console) else DISAGREED
+        elif isinstance(command, PlanCommand):
+            plan(command, console)
+        elif isinstance(command, ExportCommand):
+            export(command, console)
+        else:
+            report(command, console)
+    except KeyboardInterrupt as stop:
+        return complain(f"Interrupted{stop}.", INTERRUPTED)
+    except LacunaError as error:
+        return complain(f"lacuna: {error}", 2)
+    except OSError as error:
+        return complain(f"lacuna: {error}. Is the folder there, and may it be written to?", 2)
+    except (MemoryError, RuntimeError) as error:  # JAX reports a full device as a RuntimeError
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
+        if not isinstance(command, SweepCommand):
+            return complain(f"lacuna: this must fit into memory; got {first}.", 2)
+        smaller = "--num-candidates" if isinstance(error, MemoryError) else "--batch-size or --width"
+        return complain(f"lacuna: the sweep must fit into memory; got {first}. Try: a smaller {smaller}.", 2)
+    return 0
