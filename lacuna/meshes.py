@@ -8,8 +8,9 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from lacuna.errors import InvalidInput
 
@@ -68,9 +69,47 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def replicate(tree: PyTree[Array], mesh: Mesh) -> PyTree[Array]:
-    """The same tree with a full copy on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same tree with a full copy on every device of the mesh; on several hosts each has to have the same values."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, everywhere)
+
+    def of_leaf(leaf: Any) -> Array:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(of_leaf(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, everywhere, lambda part: value[part])
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The same tree on the mesh: a leaf that is there already stays as it is split, any other is copied to all.
+
+    Raises:
+      InvalidInput: a leaf is split over the axis `candidates`, which needs it whole.
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or sharding.mesh != mesh:
+            return replicate(leaf, mesh)
+        names = {name for part in sharding.spec for name in (part if isinstance(part, tuple) else (part,))}
+        if CANDIDATES in names:
+            raise InvalidInput(
+                f"parameters may be split over the axis `{MODEL}` alone", got=f"{sharding.spec}", hint="load_hf(mesh=)"
+            )
+        return leaf
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def of_tree(tree: Any) -> Mesh | None:
+    """The mesh of candidates that a tree lies on already, if it does."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    found = (s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh))
+    return next((automatic(mesh) for mesh in found if CANDIDATES in mesh.axis_names), None)
 
 
 def describe(mesh: Mesh) -> dict[str, Any]:

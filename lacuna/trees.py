@@ -25,7 +25,12 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 def leaf_names(tree: Any) -> list[str]:
     """Names of all leaves, in the tree's own order. A tree that is a single leaf has the name `""`."""
-    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [name for name, _ in named_leaves(tree)]
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """`(name, leaf)` of all leaves, in the tree's own order."""
+    return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -48,8 +53,7 @@ def check_match(asked: str, a: Any, b: Any) -> None:
 
     Works on shapes alone, so it is free under tracing.
     """
-    left = {leaf_name(p): np.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(a)}
-    right = {leaf_name(p): np.shape(x) for p, x in jax.tree_util.tree_leaves_with_path(b)}
+    left, right = ({name: np.shape(leaf) for name, leaf in named_leaves(tree)} for tree in (a, b))
     for name in [*left, *right]:
         if left.get(name) != right.get(name):
             first, second = (f"shape {t[name]}" if name in t else "no such leaf" for t in (left, right))
@@ -71,14 +75,22 @@ def content_digest(tree: Any) -> str:
 
     Equal digests mean equal bits. The leaves are read on the host, one at a time.
     """
-    leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     sha = hashlib.sha256()
-    for name, leaf in sorted(leaves, key=lambda named: named[0]):
+    for name, leaf in sorted(named_leaves(tree), key=lambda named: named[0]):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        value = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        value = _on_host(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
         sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return sha.hexdigest()
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """A leaf, whole; one that is spread over processes is gathered, by all of them."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
 
 
 def dot(a: Delta, b: Delta) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Integer, PyTree
 
 Params = PyTree[Array]
 """A point: a tree of arrays with P elements in all."""
@@ -32,6 +32,15 @@ Batch = PyTree[Array]
 Loss = Callable[[Params, Batch], Float[Array, ""]]
 """`loss(params, batch) -> scalar`, pure and traceable. Everything is minimised."""
 
+Layer = int | Integer[Array, ""] | None
+"""Which layer of a stacked leaf; None for a leaf that is whole."""
+
+Move = Callable[[str, Layer, Array], Array]
+"""`move(leaf_name, layer, leaf)`: a leaf of the base point, or one layer of it, as a candidate has it."""
+
+PerturbedLoss = Callable[[Params, Move, Batch], Float[Array, ""]]
+"""`perturbed_loss(params, move, batch) -> scalar`: the loss where `move` makes each leaf as it is used."""
+
 Operator = Callable[[Delta], Delta]
 """A linear map from a tree to the same tree."""
 
@@ -44,7 +53,11 @@ class Objective(NamedTuple):
         1 - accuracy.
       predict: `predict(params, batch)` gives the model's answers in the layout of the batch, for metrics;
         None where the objective has no answers.
+      perturbed_loss: `perturbed_loss(params, move, batch) -> scalar`, the same loss at the point whose every leaf
+        (and every layer of a stacked leaf) is `move(leaf_name, layer, leaf)`. A model that runs layer by layer then
+        holds the noise of one layer at a time. None: candidates are made whole.
     """
 
     loss: Loss
     predict: Callable[[Params, Batch], Any] | None = None
+    perturbed_loss: PerturbedLoss | None = None

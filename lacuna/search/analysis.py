@@ -7,10 +7,11 @@ from jaxtyping import Float
 
 from lacuna import keys, theory
 from lacuna.reports.records import Record
+from lacuna.search.candidates import rescore
 from lacuna.search.evaluate import score
 from lacuna.search.landscape import Landscape
 from lacuna.search.select import Candidate, expected_best, subset_sizes
-from lacuna.search.sweep import SweepResult, rescore
+from lacuna.search.sweep import SweepResult
 from lacuna.types import Batch, Loss, Objective, Params
 
 EXPERIMENT = "sweep"
@@ -184,7 +185,7 @@ def held_out_records(
     group_of = np.repeat(list(groups), [len(members) for members in groups.values()])
     gains = {}
     for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
-        base = float(score(loss.loss if isinstance(loss, Objective) else loss, params, rows))
+        base = float(score(loss, params, rows))
         gains[quantity] = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
     finite = np.all([np.isfinite(of_batch) for of_batch in gains.values()], axis=0)
     found = []

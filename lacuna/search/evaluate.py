@@ -1,31 +1,74 @@
 """From a draw's index to its losses: the compiled program whose bits a score depends on.
 
 A score is the output of one loop body, `loss(params + scale * noise)`. Everything around that body may
-change from run to run (chunk, devices, processes, how many sigmas); the body may not. Three habits keep it
+change from run to run (chunk, devices, processes, how many sigmas); the body may not. Four habits keep it
 so:
 
 - signed sigmas are *data* of an inner `lax.map`, one after the other: a vmap over them changes bits;
-- both loops run at least twice: XLA inlines loops of one trip, and the body is then compiled as part of what
-  stands around it;
+- loops run at least twice, or as often as data says: XLA inlines loops of one trip, and the body is then
+  compiled as part of what stands around it;
 - several candidates at once (`width` > 1) make other matrix products and other last bits, so the width is
-  part of a run's identity, and finalists are scored again at width 1.
+  part of a run's identity, and finalists are scored again at width 1;
+- draws that are formed together (the block of a basis) are formed by one product of one size, whoever asks.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from lacuna import keys, meshes, trees
 from lacuna.search.families import Family
-from lacuna.types import Batch, Delta, Key, Loss, Params
+from lacuna.types import Batch, Delta, Key, Layer, Loss, Objective, Params
 
 MIN_TRIPS = 2
-"""Fewest trips of a loop that XLA keeps as a loop."""
+"""Fewest trips of a loop of constant length that XLA keeps as a loop."""
+
+
+class Program(NamedTuple):
+    """What is compiled, beside the shapes.
+
+    Attributes:
+      objective: what is scored.
+      width: candidates evaluated side by side on a device.
+      exact_radius: every draw is divided by its length, so that a scale is the length of a step.
+      split: how leaves are split over the axis `model` of a mesh, by name; noise is made where it is used.
+    """
+
+    objective: Objective
+    width: int = 1
+    exact_radius: bool = False
+    split: tuple[tuple[str, PartitionSpec], ...] = ()
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the objective makes a candidate's weights where it uses them."""
+        return self.objective.perturbed_loss is not None
+
+    def placed(self, leaf_name: str, noise: Array, *, leading: int = 0) -> Array:
+        """The noise of a leaf (of one layer of it for `leading` -1, of several draws for 1), split as the leaf is."""
+        spec = dict(self.split).get(leaf_name)
+        if spec is None:
+            return noise
+        parts = (None,) * leading + tuple(spec)[max(-leading, 0) :]
+        return lax.with_sharding_constraint(noise, PartitionSpec(*parts))
+
+
+def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_radius: bool = False) -> Program:
+    """The program of a loss, a callable or an `Objective`, under a family.
+
+    What it does not read is not part of it: answers for metrics, and weights made layer by layer if the family
+    forms them whole.
+    """
+    objective = loss if isinstance(loss, Objective) else Objective(loss)
+    layerwise = objective.perturbed_loss if family.block == 1 else None
+    return Program(Objective(objective.loss, None, layerwise), width, exact_radius)
 
 
 def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Float[np.ndarray, "C"]:
@@ -46,8 +89,39 @@ def scores_on_line(
     return lax.map(at, scales)
 
 
+def _scores_layer_by_layer(
+    objective: Objective,
+    params: Params,
+    noise: Callable[[str, Layer, Array], Array],
+    scales: Float[Array, "C"],
+    batch: Batch,
+) -> Float[Array, "C"]:
+    """The same for an objective that asks for its weights leaf by leaf; noise is made anew for each scale."""
+    perturbed_loss = objective.perturbed_loss
+    assert perturbed_loss is not None
+
+    def at(scale: Float[Array, ""]) -> Float[Array, ""]:
+        def move(leaf_name: str, layer: Layer, leaf: Array) -> Array:
+            return trees.axpy(scale, noise(leaf_name, layer, leaf), leaf)
+
+        return perturbed_loss(params, move, batch).astype(jnp.float32)
+
+    return lax.map(at, scales)
+
+
+def _scores_of_delta(
+    program: Program, params: Params, batch: Batch, scales: Float[Array, "C"], delta: Delta
+) -> Float[Array, "C"]:
+    """One draw that is there, at every signed scale."""
+    return scores_on_line(program.objective.loss, params, delta, _lengths(program.exact_radius, scales, delta), batch)
+
+
+def _lengths(exact_radius: bool, scales: Float[Array, "*C"], delta: Delta) -> Float[Array, "*C"]:
+    return scales / trees.norm(delta) if exact_radius else scales
+
+
 def scores_of_draw(
-    loss: Loss,
+    program: Program,
     family: Family,
     params: Params,
     batch: Batch,
@@ -55,58 +129,150 @@ def scores_of_draw(
     index: Integer[Array, ""],
     scales: Float[Array, "C"],
 ) -> Float[Array, "C"]:
-    """One draw of noise, made once and scored at every signed scale."""
-    return scores_on_line(loss, params, family.draw(keys.candidate(key, index), params), scales, batch)
+    """One draw of noise at every signed scale; `family.block` is 1."""
+    of_draw = keys.candidate(key, index)
+    if not program.layerwise:
+        delta = trees.map_named(program.placed, family.draw(of_draw, params))
+        return _scores_of_delta(program, params, batch, scales, delta)
+
+    def noise(leaf_name: str, layer: Layer, leaf: Array) -> Array:
+        made = family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+        return program.placed(leaf_name, made, leading=0 if layer is None else -1)
+
+    if program.exact_radius:  # of which no part is known before the whole is
+        scales = _lengths(True, scales, family.draw(of_draw, params))
+    return _scores_layer_by_layer(program.objective, params, noise, scales, batch)
+
+
+def _block_of(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Delta:
+    """Draws of the block that begins at `index`, formed by one product for each leaf."""
+    ids = index + jnp.arange(family.block, dtype=jnp.uint32)
+    return family.draws(jax.vmap(partial(keys.candidate, key))(ids), params)
+
+
+def draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Delta:
+    """Draw `index` of the sweep with the root key `key`, formed as the sweep forms it."""
+    if family.block == 1:
+        return family.draw(keys.candidate(key, index), params)
+    within = index % family.block
+    return jax.tree.map(lambda rows: rows[within], _block_of(family, params, key, index - within))
+
+
+def unit(family: Family, width: int) -> int:
+    """Draws that one device evaluates in one trip of its outer loop."""
+    return width if family.block == 1 else family.block
 
 
 def local_scores(
-    loss: Loss,
+    program: Program,
     family: Family,
-    width: int,
     params: Params,
     batch: Batch,
     key: Key,
     scales: Float[Array, "C"],
-    ids: Integer[Array, "n"],
+    first: Integer[Array, ""],
+    trips: Integer[Array, ""],
+    capacity: int,
 ) -> Float[Array, "n C"]:
-    """One device's share of a step: all scores of every draw in `ids`."""
-    of_draw = partial(scores_of_draw, loss, family, params, batch, key, scales=scales)
-    return lax.map(of_draw, ids, batch_size=width if width > 1 else None)
+    """One device's share of a step: the scores of `trips` times `unit` draws from `first` on, in the first rows.
 
+    The number of trips is data: no chunk, remainder or resumed range is compiled anew.
 
-def make_step(loss: Loss, family: Family, mesh: Mesh, *, width: int) -> jax.stages.Wrapped:
-    """The jitted step `(params, batch, key, scales f32[C], ids u32[n]) -> scores f32[n, C]`.
-
-    The draws `ids` are spread over the mesh's `candidates` axis; the scores are replicated.
-    Weights and data are arguments, never constants of the program. The number of ids must be a multiple of
-    `granule(mesh, width)`.
+    Args:
+      capacity: trips that there is room for; the rows of those that are not made are zero.
     """
+    if family.block == 1:
+        of_draw = partial(scores_of_draw, program, family, params, batch, key, scales=scales)
 
-    def on_device(params: Params, batch: Batch, key: Key, scales: Array, ids: Array) -> Array:
-        scores = local_scores(loss, family, width, params, batch, key, scales, ids)
-        return lax.all_gather(scores, meshes.CANDIDATES, tiled=True)
+        def of_unit(start: Integer[Array, ""]) -> Float[Array, "n C"]:
+            if program.width == 1:
+                return of_draw(start)[None]
+            return jax.vmap(of_draw)(start + jnp.arange(program.width, dtype=jnp.uint32))
+    else:
+        of_delta = partial(_scores_of_delta, program, params, batch, scales)
+
+        def of_unit(start: Integer[Array, ""]) -> Float[Array, "n C"]:
+            made = _block_of(family, params, key, start)
+            deltas = trees.map_named(partial(program.placed, leading=1), made)
+            return lax.map(of_delta, deltas, batch_size=program.width if program.width > 1 else None)
+
+    size = unit(family, program.width)
+
+    def trip(i: Integer[Array, ""], scores: Float[Array, "n C"]) -> Float[Array, "n C"]:
+        at = i.astype(jnp.uint32) * size
+        return lax.dynamic_update_slice(scores, of_unit(first + at), (at, jnp.uint32(0)))
+
+    return lax.fori_loop(0, trips, trip, jnp.zeros((capacity * size, scales.shape[0]), jnp.float32))
+
+
+def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, capacity: int) -> jax.stages.Wrapped:
+    """The jitted step `(family, params, batch, key, scales, first, trips, control) -> (scores, control)`.
+
+    Each device of the axis `candidates` evaluates `trips` units of draws, the first device those from `first` on,
+    the next one those that follow. Weights, data and a basis are arguments, never constants of the program; what
+    is split over the axis `model` stays split, and so is the noise on it.
+
+    `control`, int32 [candidates, model, 2], carries a word from every process to all of them: what comes back is
+    the largest of each of its two numbers.
+
+    Returns:
+      The scores f32[candidates * capacity * unit, C], of which each device's first `trips * unit` count, and the
+      control, int32[2]; both on every device.
+    """
+    program = program._replace(split=_split_over_model(params, mesh))
+
+    def on_device(
+        family: Family,
+        params: Params,
+        batch: Batch,
+        key: Key,
+        scales: Array,
+        first: Array,
+        trips: Array,
+        control: Array,
+    ) -> tuple[Array, Array]:
+        size = unit(family, program.width)
+        own = lax.axis_index(meshes.CANDIDATES).astype(jnp.uint32) * trips.astype(jnp.uint32) * size
+        scores = local_scores(program, family, params, batch, key, scales, first + own, trips, capacity)
+        said = lax.pmax(jnp.max(control, axis=(0, 1)), meshes.CANDIDATES)
+        return lax.all_gather(scores, meshes.CANDIDATES, tiled=True), said
 
     everywhere, spread = PartitionSpec(), PartitionSpec(meshes.CANDIDATES)
     return jax.jit(
         jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(everywhere, everywhere, everywhere, everywhere, spread),
+            in_specs=(everywhere,) * 7 + (spread,),
             out_specs=everywhere,
+            axis_names={meshes.CANDIDATES},  # the axis `model` is left to the compiler
             check_vma=False,  # the all_gather makes the scores replicated; the checker cannot see it
         )
     )
 
 
-def granule(mesh: Mesh, width: int) -> int:
-    """Chunks are multiples of this many draws: `MIN_TRIPS` full widths for every device."""
-    return mesh.shape[meshes.CANDIDATES] * width * MIN_TRIPS
+def _split_over_model(params: Params, mesh: Mesh) -> tuple[tuple[str, PartitionSpec], ...]:
+    """The leaves that are split over the axis `model`, and how."""
+    shardings = {name: getattr(leaf, "sharding", None) for name, leaf in trees.named_leaves(params)}
+    return tuple(
+        (name, sharding.spec)
+        for name, sharding in shardings.items()
+        if isinstance(sharding, NamedSharding) and sharding.mesh == mesh and not sharding.is_fully_replicated
+    )
 
 
 _scores_on_line = jax.jit(scores_on_line, static_argnums=0)
 
 
-def score(loss: Loss, params: Params, batch: Batch) -> Float[Array, ""]:
+@partial(jax.jit, static_argnums=0)
+def _scores_where_it_is(objective: Objective, params: Params, batch: Batch, scales: Array) -> Float[Array, "C"]:
+    def standing(leaf_name: str, layer: Layer, leaf: Array) -> Array:
+        del leaf_name, layer
+        return leaf.astype(jnp.float32)
+
+    return _scores_layer_by_layer(objective, params, standing, scales, batch)
+
+
+def score(loss: Loss | Objective, params: Params, batch: Batch) -> Float[Array, ""]:
     """The loss at a point by the canonical program, so that it may be compared with a sweep bit for bit.
 
     `score(loss, candidate(params, sweep, i, sigma, sign), batch)` equals the score that a width-1 sweep
@@ -114,12 +280,16 @@ def score(loss: Loss, params: Params, batch: Batch) -> Float[Array, ""]:
     """
     # The point itself serves as the direction, at scale zero, and both are data: constants would be folded
     # away, and the loop body would no longer be the sweep's.
-    return _scores_on_line(loss, params, params, np.zeros(MIN_TRIPS, np.float32), batch)[0]
+    objective, nowhere = loss if isinstance(loss, Objective) else Objective(loss), np.zeros(MIN_TRIPS, np.float32)
+    if objective.perturbed_loss is not None:
+        objective = objective._replace(predict=None)
+        return _scores_where_it_is(objective, params, batch, nowhere)[0]
+    return _scores_on_line(objective.loss, params, params, nowhere, batch)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def score_candidates(
-    loss: Loss,
+    program: Program,
     family: Family,
     params: Params,
     batch: Batch,
@@ -131,12 +301,18 @@ def score_candidates(
 
     def of_candidate(where: tuple[Array, Array]) -> Array:
         index, scale = where
-        return scores_of_draw(loss, family, params, batch, key, index, jnp.full(MIN_TRIPS, scale))[0]
+        twice = jnp.full(MIN_TRIPS, scale)
+        if family.block == 1:
+            return scores_of_draw(program, family, params, batch, key, index, twice)[0]
+        return _scores_of_delta(program, params, batch, twice, draw(family, params, key, index))[0]
 
     return lax.map(of_candidate, (ids, scales))
 
 
 @partial(jax.jit, static_argnums=0)
-def perturb(family: Family, params: Params, key: Key, index: Integer[Array, ""], scale: Float[Array, ""]) -> Params:
+def perturb(
+    exact_radius: bool, family: Family, params: Params, key: Key, index: Integer[Array, ""], scale: Float[Array, ""]
+) -> Params:
     """`params + scale * noise(index)`: the weights of one candidate."""
-    return trees.axpy(scale, family.draw(keys.candidate(key, index), params), params)
+    delta = draw(family, params, key, index)
+    return trees.axpy(_lengths(exact_radius, scale, delta), delta, params)

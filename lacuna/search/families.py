@@ -8,22 +8,28 @@ Published random-search codes seed one generator for every tensor, which gives e
 of equal shape: the variance of `<noise, gradient>` is then anything from 0 to L times `|gradient|^2`.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Integer
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
 
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
-from lacuna.types import Delta, Key, Params
+from lacuna.types import Delta, Key, Layer, Params, Rows
 
 NOISE_LAW = 1
 """Version of the noise law; part of a run's identity. A change of any drawn bit raises it."""
 
-Layer = int | Integer[Array, ""] | None
 LeafNoise = Callable[[Key, str, Layer, jax.ShapeDtypeStruct], Array]
+"""`noise(key, leaf_name, layer, like)`: float32 noise of the shape of `like` from the key of the whole draw."""
 
 
 def never_stacked(leaf_name: str) -> bool:
@@ -32,22 +38,58 @@ def never_stacked(leaf_name: str) -> bool:
     return False
 
 
-class Family(NamedTuple):
-    """A law of perturbations at unit scale.
+class Family(ABC):
+    """A law of perturbations at unit scale; a pytree, whose arrays are arguments of the compiled program.
 
     Attributes:
       name: the law's name, e.g. `gaussian`.
       digest: what the law depends on besides its name (a basis by its content); part of a run's identity.
-      leaf: `leaf(key, leaf_name, layer, like) -> noise`: noise of the shape of `like`, float32, from the
-        draw's key `keys.candidate(keys.root(seed), index)`. `layer` is None for a leaf drawn whole; else
-        `like` is one layer of it.
-      stacked: `stacked(leaf_name)` says which leaves carry a leading layer axis (`model.stacked`).
+      block: draws that are formed together; 1 where each is formed alone, leaf by leaf.
+      isotropic: the covariance is the identity.
+      normal: the noise is normal along every direction, or as good as that, so that the theorem predicts its gain.
     """
 
-    name: str
-    digest: str
-    leaf: LeafNoise
-    stacked: Callable[[str], bool] = never_stacked
+    if TYPE_CHECKING:  # read-only; at run time a property here would hide the fields of the dataclasses below
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def digest(self) -> str: ...
+        @property
+        def block(self) -> int: ...
+        @property
+        def isotropic(self) -> bool: ...
+        @property
+        def normal(self) -> bool: ...
+
+    @abstractmethod
+    def stacked(self, leaf_name: str) -> bool:
+        """Whether a leaf carries a leading layer axis (`model.stacked`)."""
+
+    @abstractmethod
+    def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        """Noise of one leaf, or of one layer of a stacked leaf: float32, of the shape of `like`.
+
+        Args:
+          key: of the draw, `keys.candidate(keys.root(seed), index)`.
+          leaf_name: as in `trees.leaf_names`.
+          layer: None for a leaf drawn whole; else `like` is one layer of it.
+          like: gives the shape.
+        """
+
+    @abstractmethod
+    def covariance(self, delta: Delta) -> Delta:
+        """The covariance of a draw, applied to a vector."""
+
+    @abstractmethod
+    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+        """Mean square norm of the noise of every leaf by name, one for each layer where it is stacked."""
+
+    def check(self, like: Params) -> None:
+        """Raise a `LacunaError` unless the family can perturb the tree of `like`."""
+        for name, leaf in trees.named_leaves(like):
+            if self.stacked(name) and not leaf.shape:
+                raise InvalidInput(f"leaf `{name}` is said to be stacked", got="a scalar without a layer axis")
 
     def draw(self, key: Key, like: Params) -> Delta:
         """One draw: a float32 Delta on the tree of `like`.
@@ -57,17 +99,68 @@ class Family(NamedTuple):
         Raises:
           InvalidInput: a leaf said to be stacked is a scalar.
         """
+        self.check(like)
 
         def noise(leaf_name: str, leaf: Array) -> Array:
             if not self.stacked(leaf_name):
                 return self.leaf(key, leaf_name, None, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
-            if not leaf.shape:
-                raise InvalidInput(f"leaf `{leaf_name}` is said to be stacked", got="a scalar without a layer axis")
             one_layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32)
             layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
             return jax.vmap(lambda layer: self.leaf(key, leaf_name, layer, one_layer))(layers)
 
         return trees.map_named(noise, like)
+
+    def draws(self, keys_of_block: Key, like: Params) -> Rows:
+        """The draws of a block of keys [b], formed together."""
+        return jax.vmap(lambda key: self.draw(key, like))(keys_of_block)
+
+    def mean_square(self, like: Params) -> float:
+        """Mean square norm of a draw: the number of coordinates that it moves, each counted with its variance."""
+        return math.fsum(float(np.sum(norms)) for norms in self.square_norms(like).values())
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["name", "digest", "noise", "layered", "normal"])
+@dataclass(frozen=True)
+class LeafFamily(Family):
+    """Noise drawn leaf by leaf: uncorrelated coordinates of unit variance. A law of your own is one of these.
+
+    Attributes:
+      name: the law's name.
+      digest: what it depends on besides its name.
+      noise: `noise(key, leaf_name, layer, like)`; make its key by `keys.leaf(key, leaf_name, layer)`.
+      layered: `layered(leaf_name)` says which leaves carry a leading layer axis.
+      normal: whether the theorem is to predict its gain.
+    """
+
+    name: str
+    digest: str
+    noise: LeafNoise
+    layered: Callable[[str], bool] = never_stacked
+    normal: bool = False
+
+    block = 1
+    isotropic = True
+
+    def stacked(self, leaf_name: str) -> bool:
+        return self.layered(leaf_name)
+
+    def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        return self.noise(key, leaf_name, layer, like)
+
+    def covariance(self, delta: Delta) -> Delta:
+        return delta
+
+    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+        def of_leaf(name: str, leaf: Any) -> np.ndarray:
+            shape = np.shape(leaf)
+            num_layers = shape[:1] if self.stacked(name) else ()
+            return np.full(num_layers, math.prod(shape[len(num_layers) :]), float)
+
+        return {name: of_leaf(name, leaf) for name, leaf in trees.named_leaves(like)}
+
+
+def _normal(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+    return jax.random.normal(keys.leaf(key, leaf_name, layer), like.shape, jnp.float32)
 
 
 def gaussian(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
@@ -78,8 +171,55 @@ def gaussian(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
 
     Source: arXiv 2606.10929, Theorem 1.
     """
+    return LeafFamily("gaussian", "", _normal, stacked, normal=True)
 
-    def leaf(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
-        return jax.random.normal(keys.leaf(key, leaf_name, layer), like.shape, jnp.float32)
 
-    return Family(name="gaussian", digest="", leaf=leaf, stacked=stacked)
+def _signs(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+    # One bit a coordinate: 32 of them from each word of the generator. The words lie along the last axis, so that
+    # a leaf that is split over a mesh has its words split alike.
+    *rest, last = like.shape or (1,)
+    words = jax.random.bits(keys.leaf(key, leaf_name, layer), (*rest, -(-last // 32)), jnp.uint32)
+    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    flat = bits.reshape(*rest, -1)[..., :last].reshape(like.shape)
+    return 1 - 2 * flat.astype(jnp.float32)
+
+
+def rademacher(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
+    """Independent random signs on every coordinate: cheaper than normals, and as good as normal along any
+    direction that no single coordinate dominates (the central limit theorem).
+
+    Args:
+      stacked: which leaves carry a leading layer axis; default: none.
+    """
+    return LeafFamily("rademacher", "", _signs, stacked, normal=True)
+
+
+@cache
+def _product_of_factors(rank: int) -> LeafNoise:
+    def noise(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        if len(like.shape) < 2:
+            return _normal(key, leaf_name, layer, like)
+        left, right = (jax.random.fold_in(keys.leaf(key, leaf_name, layer), side) for side in range(2))
+        a = jax.random.normal(left, (like.shape[0], rank), jnp.float32)
+        b = jax.random.normal(right, (rank, *like.shape[1:]), jnp.float32)
+        return lax.dot_general(a, b, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST) * rank**-0.5
+
+    return noise
+
+
+def low_rank(rank: int, *, stacked: Callable[[str], bool] = never_stacked) -> Family:
+    """Matrices of noise of low rank, `A B / sqrt(rank)` with normal factors; vectors and scalars are normal.
+
+    Every coordinate has unit variance and no two are correlated, but the noise is not normal along a direction:
+    its gain is compared with the theorem's, not predicted by it.
+
+    Args:
+      rank: of each matrix (of each layer's, where a leaf is stacked); axes beyond the first count as one.
+      stacked: which leaves carry a leading layer axis; default: none.
+
+    Raises:
+      InvalidInput: a rank below one.
+    """
+    if rank < 1:
+        raise InvalidInput("the rank of low-rank noise must be at least 1", got=rank, hint="1")
+    return LeafFamily("low_rank", f"rank {rank}", _product_of_factors(rank), stacked)

@@ -1,32 +1,34 @@
-"""The append-only log of a sweep's scores: nothing that was scored is lost.
+"""The log of a sweep's scores: nothing that was scored is lost, and nothing damaged is believed.
 
-One block a chunk: a header (magic, first index, number of draws, checksum of the rest) and the scores, all
-little-endian. A block is on disk before the next chunk is read, so a killed run loses at most the chunk
-in flight; a torn last block fails its checksum and is cut off at the next start.
+Records of one size, each with the index range of its draws and a checksum, in no particular order. A chunk
+is on disk before the next one is read, so a killed run loses at most the chunk in flight. A record that
+fails its checksum, or was cut off, is as if it had never been: its draws are scored again, and its place is
+the next to be written to.
 """
 
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from lacuna.errors import LacunaError
+_HEADER = struct.Struct("<4sIII")  # magic, first index, number of draws, checksum of those two and the payload
+_MAGIC = b"LAC2"
 
-_HEADER = struct.Struct("<4sIII")
-_MAGIC = b"LAC1"
+RECORD_BYTES = 4096
+"""About the size of a record: a page."""
+
+Range = tuple[int, int]
+"""Draws from the first index up to, and without, the second."""
 
 
 def _checksum(start: int, count: int, payload: bytes) -> int:
-    """CRC-32 of a block, its place included: a block at a wrong index would be worse than none."""
+    """CRC-32 of a record, its place included: scores at a wrong index would be worse than none."""
     return zlib.crc32(payload, zlib.crc32(struct.pack("<II", start, count)))
-
-
-class DamagedLog(LacunaError):
-    """A log of scores is damaged before its last block."""
 
 
 class Ledger:
@@ -38,77 +40,88 @@ class Ledger:
 
     Attributes:
       num_draws: one more than the largest index on disk when the log was opened.
-
-    Raises:
-      DamagedLog: a block that is not the last one fails its checksum; the file is left as it is.
+      damage: what was wrong with it then, a few words each; empty if nothing was.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]):
-        self._path = path
         self._shape = shape
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._end = 0
+        draw_bytes = 4 * shape[0] * shape[1]
+        self._draws = max(1, (RECORD_BYTES - _HEADER.size) // draw_bytes)
+        self._size = _HEADER.size + self._draws * draw_bytes
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        self._free: deque[int] = deque()
+        self.damage: tuple[str, ...] = ()
         self.num_draws = 0
-        try:
-            for start, scores in self.blocks():
-                self.num_draws = start + len(scores)
-        except DamagedLog:
-            self._file.close()
-            raise
-        self._file.truncate(self._end)
+        damage = []
+        for number, record in self._records():
+            if record is None:
+                damage.append(f"record {number + 1} (at byte {number * self._size}) fails its checksum")
+                self._free.append(number)
+            else:
+                self.num_draws = max(self.num_draws, record[0] + len(record[1]))
+        self._end, rest = divmod(os.fstat(self._file.fileno()).st_size, self._size)
+        if rest:
+            damage.append(f"its last record was cut off after {rest} of {self._size} bytes")
+        self.damage = tuple(damage)
 
-    def blocks(self) -> Iterator[tuple[int, Float[np.ndarray, "n sigmas signs"]]]:
-        """All blocks on disk, in the order they were scored: `(first index, scores)`."""
-        self._end = 0
-        length = self._path.stat().st_size
-        while self._end < length:
-            block = self._whole_block(self._end)
-            if block is None:
-                if self._whole_block_after(self._end):
-                    raise DamagedLog(
-                        f"the score log {self._path} is damaged at byte {self._end} of {length}",
-                        got="a block that fails its checksum before the end",
-                        hint="restore the file, or move it away and run the sweep again",
-                    )
-                return  # torn by a kill while it was written
-            start, count, payload = block
-            self._end += _HEADER.size + len(payload)
-            yield start, np.frombuffer(payload, "<f4").reshape(count, *self._shape)
+    def _records(self) -> Iterator[tuple[int, tuple[int, Float[np.ndarray, "n sigmas signs"]] | None]]:
+        """All whole records: their number, and `(first index, scores)`, or None for one that is damaged."""
+        self._file.seek(0)
+        number = 0
+        while len(raw := self._file.read(self._size)) == self._size:
+            magic, start, count, checksum = _HEADER.unpack_from(raw)
+            payload = raw[_HEADER.size :]
+            whole = magic == _MAGIC and 0 < count <= self._draws and checksum == _checksum(start, count, payload)
+            scores = np.frombuffer(payload, "<f4").reshape(self._draws, *self._shape)
+            yield number, (start, scores[:count]) if whole else None
+            number += 1
 
-    def _whole_block(self, at: int) -> tuple[int, int, bytes] | None:
-        """`(first index, number of draws, payload)` of the block that begins at this byte, if a whole one does."""
-        self._file.seek(at)
-        header = self._file.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            return None
-        _, start, count, checksum = _HEADER.unpack(header)
-        payload = self._file.read(4 * count * self._shape[0] * self._shape[1])
-        return (start, count, payload) if _checksum(start, count, payload) == checksum else None
-
-    def _whole_block_after(self, at: int) -> bool:
-        """Whether a whole block begins anywhere after this byte: the length in a damaged header means nothing."""
-        self._file.seek(at)
-        rest = self._file.read()
-        place = rest.find(_MAGIC, 1)
-        while place >= 0:
-            if self._whole_block(at + place) is not None:
-                return True
-            place = rest.find(_MAGIC, place + 1)
-        return False
+    def read(self, scores: Float[np.ndarray, "N sigmas signs"]) -> Bool[np.ndarray, "N"]:
+        """Fill in the scores that are on disk; which draws they are."""
+        known = np.zeros(len(scores), bool)
+        for _, record in self._records():
+            if record is not None:
+                start, block = record
+                scores[start : start + len(block)] = block[: max(0, len(scores) - start)]
+                known[start : start + len(block)] = True
+        return known
 
     def append(self, start: int, scores: Float[np.ndarray, "n sigmas signs"]) -> None:
-        """Write the scores of draws `start, start + 1, ...` and wait until they are on disk."""
-        payload = np.ascontiguousarray(scores, "<f4").tobytes()
-        self._file.seek(self._end)
-        checksum = _checksum(start, len(scores), payload)
-        self._file.write(_HEADER.pack(_MAGIC, start, len(scores), checksum) + payload)
-        self._file.flush()
+        """Write the scores of draws `start, start + 1, ...` and wait until they are on disk.
+
+        Raises:
+          OSError: the disk is full, or gone; what was on it before is whole.
+        """
+        at_end = []
+        for first in range(0, len(scores), self._draws):
+            block = np.ascontiguousarray(scores[first : first + self._draws], "<f4")
+            payload = block.tobytes().ljust(self._size - _HEADER.size, b"\0")
+            checksum = _checksum(start + first, len(block), payload)
+            record = _HEADER.pack(_MAGIC, start + first, len(block), checksum) + payload
+            if self._free:
+                self._write(self._free[0], record)
+                self._free.popleft()
+            else:
+                at_end.append(record)
+        self._write(self._end, b"".join(at_end))
+        self._end += len(at_end)
         os.fsync(self._file.fileno())
-        self._end += _HEADER.size + len(payload)
+
+    def _write(self, number: int, records: bytes) -> None:
+        self._file.seek(number * self._size)
+        left = memoryview(records)
+        while left:  # a nearly full disk takes a part
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Close the file; the log stays valid."""
         self._file.close()
+
+
+def missing_ranges(known: Bool[np.ndarray, "N"]) -> list[Range]:
+    """The draws that are not known, as ranges in ascending order."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], known, [True]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def write_table(path: Path, sigmas: tuple[float, ...], scores: Float[np.ndarray, "N sigmas signs"]) -> None:
@@ -135,12 +148,16 @@ def write_table(path: Path, sigmas: tuple[float, ...], scores: Float[np.ndarray,
     partial = path.with_name(path.name + ".partial")
     rows_a_group = 1 << 20
     draws_a_group = max(1, rows_a_group // len(of_sigma))
-    with pq.ParquetWriter(partial, schema) as writer:
-        for start in range(0, len(scores), draws_a_group):
-            block = scores[start : start + draws_a_group]
-            flat = block.reshape(-1)
-            index = np.repeat(np.arange(start, start + len(block), dtype=np.uint32), len(of_sigma))
-            status = np.where(np.isfinite(flat), "ok", "nonfinite_loss")
-            columns = [index, np.tile(of_sigma, len(block)), np.tile(of_sign, len(block)), flat, status]
-            writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
-    partial.replace(path)
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for start in range(0, len(scores), draws_a_group):
+                block = scores[start : start + draws_a_group]
+                flat = block.reshape(-1)
+                index = np.repeat(np.arange(start, start + len(block), dtype=np.uint32), len(of_sigma))
+                status = np.where(np.isfinite(flat), "ok", "nonfinite_loss")
+                columns = [index, np.tile(of_sigma, len(block)), np.tile(of_sign, len(block)), flat, status]
+                writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
+        partial.replace(path)
+    except OSError:  # a full disk, and this file is the largest of what can be made again
+        partial.unlink(missing_ok=True)
+        raise

@@ -10,7 +10,7 @@ from lacuna.errors import InvalidInput, RunMismatch
 from lacuna.reports import rundir
 from lacuna.search.ledger import Ledger
 
-STAMP = "identity.json"
+STAMP, LOG = "identity.json", "scores.log"
 
 
 def open_run(out: Path, identity: dict[str, Any], *, num_candidates: int, resume: bool) -> Ledger:
@@ -26,7 +26,7 @@ def open_run(out: Path, identity: dict[str, Any], *, num_candidates: int, resume
       RunMismatch: the folder holds something else, a run of another identity, one with more draws, or this
         one and `resume` is false; nothing in it was touched.
     """
-    stamp, log = out / STAMP, out / "scores.log"
+    stamp, log = out / STAMP, out / LOG
     if log.exists() and log.stat().st_size:
         _check_identity(stamp, identity)
         if not resume:

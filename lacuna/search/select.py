@@ -41,9 +41,10 @@ class TopK:
     def add(self, start: int, scores: Float[np.ndarray, "n sigmas signs"]) -> None:
         """Add the block of draws `start, start + 1, ...`; blocks may come in any order, each once."""
         flat = scores.reshape(-1)
-        finite = np.flatnonzero(np.isfinite(flat))
-        all_scores = np.concatenate([self._scores, flat[finite]])
-        all_places = np.concatenate([self._places, finite + start * (scores[0].size if len(scores) else 1)])
+        worst = self._scores[-1] if len(self._scores) == self._k else np.float32(np.inf)
+        entering = np.flatnonzero(np.isfinite(flat) & (flat <= worst))
+        all_scores = np.concatenate([self._scores, flat[entering]])
+        all_places = np.concatenate([self._places, entering + start * (scores[0].size if len(scores) else 1)])
         best = np.lexsort((all_places, all_scores))[: self._k]
         self._scores, self._places = all_scores[best], all_places[best]
 

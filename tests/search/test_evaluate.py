@@ -11,7 +11,7 @@ import pytest
 
 from lacuna import keys, trees
 from lacuna.search import Sweep, candidate, gaussian, rescore, run_sweep, score
-from lacuna.search.evaluate import local_scores, signed_scales
+from lacuna.search.evaluate import local_scores, program_of, signed_scales
 from lacuna.search.select import Candidate
 
 
@@ -66,10 +66,11 @@ def test_bfloat16_candidates_score_the_recorded_bits():
 
 
 def test_pmap_over_the_same_step_gives_the_same_bits(problem, sweep, reference):
-    over_devices = jax.pmap(partial(local_scores, problem.loss, sweep.family, 1), in_axes=(None,) * 4 + (0,))
-    ids = jnp.arange(40, dtype=jnp.uint32).reshape(8, 5)
+    of_device = partial(local_scores, program_of(problem.loss, sweep.family), sweep.family, capacity=5)
+    over_devices = jax.pmap(of_device, in_axes=(None,) * 4 + (0, None))
     scales = jnp.asarray(signed_scales(sweep.sigmas, sweep.antithetic))
-    scores = over_devices(problem.params, problem.batch, keys.root(sweep.seed), scales, ids)
+    firsts = jnp.arange(0, 40, 5, dtype=jnp.uint32)
+    scores = over_devices(problem.params, problem.batch, keys.root(sweep.seed), scales, firsts, jnp.int32(5))
     np.testing.assert_array_equal(np.asarray(scores).reshape(reference.scores.shape), reference.scores)
 
 

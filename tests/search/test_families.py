@@ -11,7 +11,7 @@ from jax import lax
 
 from lacuna import keys
 from lacuna.errors import InvalidInput
-from lacuna.search import Family, gaussian
+from lacuna.search import LeafFamily, gaussian
 
 LIKE = {
     "a": jnp.zeros((60, 20)),
@@ -90,7 +90,7 @@ def reseeded_for_every_tensor(key, leaf_name, layer, like):
 
 
 @pytest.mark.parametrize(
-    ("family", "lawful"), [(FAMILY, True), (Family("broken", "", reseeded_for_every_tensor, FAMILY.stacked), False)]
+    ("family", "lawful"), [(FAMILY, True), (LeafFamily("broken", "", reseeded_for_every_tensor, FAMILY.layered), False)]
 )
 def test_the_variance_of_noise_along_a_gradient_is_its_square_norm_only_under_the_law(family, lawful):
     num_draws = 2048

@@ -1,98 +1,151 @@
-"""The log keeps every whole block, cuts a torn tail, and refuses damage."""
+"""The log keeps every whole record, and what is damaged is named and its draws are missing again."""
+
+import errno
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lacuna.search.ledger import DamagedLog, Ledger, write_table
+from lacuna.search.ledger import Ledger, missing_ranges, write_table
 
 SHAPE = (2, 2)
-HEADER_BYTES = 16
+DRAWS_A_RECORD = (4096 - 16) // 16
+RECORD = 16 + 16 * DRAWS_A_RECORD
+N = 2 * DRAWS_A_RECORD + 40
+"""Three records, the last of them not full."""
 
 
-def block(seed, num_draws=3):
+def some_scores(num_draws=N, seed=0):
     return np.random.default_rng(seed).normal(size=(num_draws, *SHAPE)).astype(np.float32)
 
 
-def write(path, blocks):
-    """Append blocks one after the other, from the draw 0 on; where each begins in the file."""
-    ledger, start, places = Ledger(path, SHAPE), 0, []
-    for scores in blocks:
-        places.append(path.stat().st_size)
-        ledger.append(start, scores)
-        start += len(scores)
-    ledger.close()
-    return places
-
-
-def read(path):
+def write(path, chunks):
+    """Append chunks `(start, stop)` of the scores of all draws."""
     ledger = Ledger(path, SHAPE)
-    found = list(ledger.blocks())
+    for start, stop in chunks:
+        ledger.append(start, some_scores()[start:stop])
     ledger.close()
-    return found
 
 
-def test_records_survive_closing_and_reopening(tmp_path):
-    blocks = [block(0), block(1, 1), block(2, 5)]
-    write(tmp_path / "log", blocks)
-    found = read(tmp_path / "log")
-    assert [start for start, _ in found] == [0, 3, 4]
-    for (_, scores), written in zip(found, blocks, strict=True):
-        np.testing.assert_array_equal(scores, written)
+def read(path, num_draws=N):
+    """`(scores, known, damage)` as the log has them."""
+    ledger, scores = Ledger(path, SHAPE), np.full((num_draws, *SHAPE), np.nan, np.float32)
+    known = ledger.read(scores)
+    ledger.close()
+    return scores, known, ledger.damage
 
 
-def test_a_block_is_on_disk_before_append_returns(tmp_path):
+@pytest.mark.parametrize("chunks", [[(0, N)], [(0, 3), (3, 4), (4, 300), (300, N)], [(400, N), (0, 1), (1, 400)]])
+def test_scores_survive_closing_and_reopening_in_any_chunks_and_order(tmp_path, chunks):
+    write(tmp_path / "log", chunks)
+    scores, known, damage = read(tmp_path / "log")
+    assert known.all()
+    assert damage == ()
+    np.testing.assert_array_equal(scores, some_scores())
+    assert (tmp_path / "log").stat().st_size % RECORD == 0
+
+
+def test_a_chunk_is_on_disk_before_append_returns(tmp_path):
     ledger = Ledger(tmp_path / "log", SHAPE)
-    ledger.append(0, block(0))
-    np.testing.assert_array_equal(read(tmp_path / "log")[0][1], block(0))
+    ledger.append(5, some_scores()[5:8])
+    assert missing_ranges(read(tmp_path / "log", 10)[1]) == [(0, 5), (8, 10)]
     ledger.close()
+
+
+def test_the_ranges_that_are_missing_are_told_in_order():
+    assert missing_ranges(np.zeros(0, bool)) == []
+    assert missing_ranges(np.ones(3, bool)) == []
+    assert missing_ranges(np.array([0, 1, 1, 0, 0, 1, 0], bool)) == [(0, 1), (3, 5), (6, 7)]
 
 
 def test_not_finite_scores_keep_their_bits(tmp_path):
     scores = np.float32([np.nan, np.inf, -np.inf, -0.0]).reshape(1, *SHAPE)
-    write(tmp_path / "log", [scores])
-    assert read(tmp_path / "log")[0][1].tobytes() == scores.tobytes()
+    ledger = Ledger(tmp_path / "log", SHAPE)
+    ledger.append(0, scores)
+    ledger.close()
+    assert read(tmp_path / "log", 1)[0].tobytes() == scores.tobytes()
 
 
-def test_a_log_torn_at_any_byte_of_its_last_block_resumes_to_the_same_bytes(tmp_path):
-    path, blocks = tmp_path / "log", [block(0), block(1), block(2)]
-    last = write(path, blocks)[-1]
-    whole = path.read_bytes()
-    for length in range(last, len(whole)):
-        path.write_bytes(whole[:length])
-        ledger = Ledger(path, SHAPE)
-        assert [start for start, _ in ledger.blocks()] == [0, 3]
-        assert path.stat().st_size == last
-        ledger.append(6, blocks[-1])
-        ledger.close()
-        assert path.read_bytes() == whole
-
-
-def test_a_tail_of_zeros_is_torn_too(tmp_path):
-    """What a file system leaves when the power fails after the length was written and before the data."""
+@pytest.mark.parametrize("kept", [0, 1, 15, 16, 17, 2000, RECORD - 1])
+def test_a_log_cut_off_in_its_last_record_is_told_and_mended_to_the_same_bytes(tmp_path, kept):
     path = tmp_path / "log"
-    last = write(path, [block(0), block(1)])[-1]
-    path.write_bytes(path.read_bytes()[:last] + bytes(100))
-    assert [start for start, _ in read(path)] == [0]
-    assert path.stat().st_size == last
+    write(path, [(0, N)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * RECORD + kept])
+    _, known, damage = read(path)
+    assert missing_ranges(known) == [(2 * DRAWS_A_RECORD, N)]
+    assert damage == ((f"its last record was cut off after {kept} of {RECORD} bytes",) if kept else ())
+    write(path, [(2 * DRAWS_A_RECORD, N)])
+    assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("place", range(HEADER_BYTES + 5))
-def test_a_damaged_middle_block_is_refused_and_left_alone(tmp_path, place):
+@pytest.mark.parametrize("place", [*range(18), 300, RECORD - 1])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_flipped_bit_anywhere_in_a_record_is_told_and_mended_to_the_same_bytes(tmp_path, place, number):
     """Every byte counts: the magic, the index of the first draw, the number of draws, the checksum, the scores."""
     path = tmp_path / "log"
-    middle = write(path, [block(0), block(1), block(2)])[1]
-    damaged = bytearray(path.read_bytes())
-    damaged[middle + place] ^= 0x40
+    write(path, [(0, N)])
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[number * RECORD + place] ^= 0x40
     path.write_bytes(damaged)
-    with pytest.raises(DamagedLog, match=f"damaged at byte {middle} of {len(damaged)}; got a block .* Try: restore"):
-        Ledger(path, SHAPE)
-    assert path.read_bytes() == damaged
+    _, known, damage = read(path)
+    lost = (number * DRAWS_A_RECORD, min(N, (number + 1) * DRAWS_A_RECORD))
+    assert missing_ranges(known) == [lost]
+    assert damage == (f"record {number + 1} (at byte {number * RECORD}) fails its checksum",)
+    assert path.read_bytes() == damaged  # who looks does not touch
+    write(path, [lost])
+    assert path.read_bytes() == whole
+
+
+def test_a_tail_of_zeros_is_damage_too(tmp_path):
+    """What a file system leaves when the power fails after the length was written and before the data."""
+    path = tmp_path / "log"
+    write(path, [(0, 10)])
+    path.write_bytes(path.read_bytes() + bytes(RECORD))
+    assert missing_ranges(read(path)[1]) == [(10, N)]
+
+
+def test_a_file_of_something_else_holds_no_score(tmp_path):
+    (tmp_path / "log").write_bytes(b"precious " * 1000)
+    assert not read(tmp_path / "log")[1].any()
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, RECORD, RECORD + 7])
+def test_a_disk_that_fills_up_keeps_what_was_there_and_takes_the_rest_later(tmp_path, room):
+    path = tmp_path / "log"
+    write(path, [(0, 10)])
+
+    class FullDisk:
+        """The log's own file, on a disk with `room` bytes left."""
+
+        def __init__(self, file):
+            self._file, self._room = file, room
+
+        def write(self, raw):
+            if not self._room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self._file.write(raw[: self._room])
+            self._room -= written
+            return written
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    ledger = Ledger(path, SHAPE)
+    ledger._file = FullDisk(ledger._file)
+    with pytest.raises(OSError, match="No space left"):
+        ledger.append(10, some_scores()[10:])
+    ledger.close()
+    _, known, _ = read(path)
+    assert known[:10].all()
+    write(path, missing_ranges(known))
+    np.testing.assert_array_equal(read(path)[0], some_scores())
 
 
 def test_the_table_has_one_row_for_each_candidate_with_its_status(tmp_path):
-    scores = block(0)
+    scores = some_scores(3)
     scores[1, 0, 1], scores[2, 1, 0] = np.nan, np.inf
     write_table(tmp_path / "scores.parquet", (0.1, 0.2), scores)
     table = pq.read_table(tmp_path / "scores.parquet")

@@ -144,7 +144,7 @@ def test_finalists_of_a_wide_sweep_are_four_times_top_k_and_nan_never_wins(monke
         exact = rescore(*arguments)
         return np.where(np.arange(len(exact)) == len(exact) - 1, exact, np.float32(np.nan))
 
-    monkeypatch.setattr(search.sweep, "rescore", only_the_last)
+    monkeypatch.setattr(search.run, "rescore", only_the_last)
     result = run_sweep(*problems.small(), dataclasses.replace(SMALL, width=4))
     last_finalist = oracles.full_sort(result.scores, SMALL.sigmas, 4 * SMALL.top_k)[-1]
     assert [c[:3] for c in result.top_k] == [last_finalist[:3]]

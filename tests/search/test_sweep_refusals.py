@@ -10,7 +10,7 @@ import problems
 import pytest
 
 from lacuna.errors import InvalidInput, LacunaError, NotFinite, RunMismatch
-from lacuna.search import Family, Sweep, gaussian, run_sweep
+from lacuna.search import Sweep, gaussian, run_sweep
 
 SWEEP = Sweep(gaussian(), (0.1, 0.4), 16, seed=5, top_k=7)
 
@@ -102,8 +102,8 @@ OTHER_RUNS = {
     "sigmas": (SMALL, dataclasses.replace(SWEEP, sigmas=(0.1, 0.5))),
     "antithetic": (SMALL, dataclasses.replace(SWEEP, antithetic=False)),
     "width": (SMALL, dataclasses.replace(SWEEP, width=2)),
-    "family": (SMALL, dataclasses.replace(SWEEP, family=gaussian()._replace(name="other"))),
-    "family_digest": (SMALL, dataclasses.replace(SWEEP, family=Family("gaussian", "x", gaussian().leaf))),
+    "family": (SMALL, dataclasses.replace(SWEEP, family=dataclasses.replace(gaussian(), name="other"))),
+    "family_digest": (SMALL, dataclasses.replace(SWEEP, family=dataclasses.replace(gaussian(), digest="x"))),
     "stacked_sha256": (SMALL, dataclasses.replace(SWEEP, family=gaussian(stacked=lambda name: name == "w"))),
     "params_sha256": (with_tree(SMALL, "params", lambda p: p.at[0].add(LAST_BIT)), SWEEP),
     "batch_sha256": (with_tree(SMALL, "batch", lambda b: b * (1 + 1e-6)), SWEEP),

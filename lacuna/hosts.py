@@ -1,0 +1,102 @@
+"""Several processes as one: how they start, and how the first of them tells the others what it found.
+
+Every process runs the same program in the same order. The first one alone reads and writes run folders, so
+hosts need no disk in common; what it reads, and what it refuses, reaches the others from here.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lacuna.errors import InvalidInput, LacunaError
+
+HEARTBEAT_S = 30
+"""Seconds without a sign of life after which a process counts as dead and ends the run."""
+
+
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the processes of a run. Call it before anything touches a device.
+
+    With no argument the cluster says who is who: Cloud TPU, SLURM, MPI and GKE do.
+
+    Args:
+      coordinator: `host:port` of process 0, as every process reaches it.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      InvalidInput: some but not all of the three, numbers out of range, or no cluster that answers.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(one is None for one in given) and any(one is not None for one in given):
+        raise InvalidInput(
+            "coordinator, num_processes and process_id go together",
+            got=", ".join("none" if one is None else str(one) for one in given),
+            hint="--coordinator host:1234 --num-processes 2 --process-id 0 (or 1), or none of them on a cluster",
+        )
+    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+        raise InvalidInput("process_id must be in [0, num_processes)", got=f"{process_id} of {num_processes}")
+    # What CPUs need to talk to each other; other platforms pass over it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_S)
+    except (RuntimeError, ValueError) as fault:
+        first = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise InvalidInput(
+            "the processes of a run must find each other",
+            got=first,
+            hint="--coordinator host:1234 --num-processes 2 --process-id 0 (or 1) where no cluster says who is who",
+        ) from fault
+
+
+def is_first() -> bool:
+    """Whether this is the process that reads and writes the run folder."""
+    return jax.process_index() == 0
+
+
+def share(array: np.ndarray) -> np.ndarray:
+    """The first process's array, bit for bit, on every process; all have to pass one of its shape and dtype."""
+    if jax.process_count() == 1:
+        return array
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # a sum over processes would lose -0.0 and NaN
+    pieces = [raw[i : i + 2**24] for i in range(0, len(raw), 2**24)]
+    told = [np.asarray(multihost_utils.broadcast_one_to_all(piece)) for piece in pieces]
+    return np.concatenate([np.zeros(0, np.uint8), *told]).view(array.dtype).reshape(array.shape)
+
+
+def agree(work: Callable[[], Any]) -> Any:
+    """What `work()` returns on the first process, which alone calls it; a JSON value.
+
+    Raises:
+      LacunaError: what the first process raised, on every process.
+      OSError: likewise.
+    """
+    if jax.process_count() == 1:
+        return work()
+    fault: LacunaError | OSError | None = None
+    said = b""
+    if is_first():
+        try:
+            said = json.dumps({"value": work()}).encode()
+        except (LacunaError, OSError) as error:
+            fault = error
+            said = json.dumps({"fault": str(error)}).encode()
+    length = share(np.asarray([len(said)], np.int64))
+    text = share(np.frombuffer(said, np.uint8) if is_first() else np.zeros(int(length[0]), np.uint8))
+    if fault is not None:
+        raise fault
+    answer = json.loads(text.tobytes())
+    if "fault" in answer:
+        raise LacunaError(answer["fault"])
+    return answer["value"]
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.asarray(number, np.int32))))

@@ -1,0 +1,174 @@
+"""Families with a scale for each leaf, or for each layer of a stacked leaf."""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lacuna import trees
+from lacuna.errors import InvalidInput
+from lacuna.search.families import Family, never_stacked
+from lacuna.types import Delta, Key, Layer, Params, Rows
+
+Scales = Mapping[str, Any]
+"""Scale by regular expression on the leaf's name: a number, or one number for each layer of a stacked leaf."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["inner", "scales"], meta_fields=["patterns"])
+@dataclass(frozen=True)
+class Scaled(Family):
+    """The noise of another family, each leaf times a scale of its own; made by `scaled`.
+
+    Attributes:
+      inner: the other family.
+      scales: in the order of the patterns.
+      patterns: regular expressions; the first that matches a leaf's whole name gives its scale.
+    """
+
+    inner: Family
+    scales: tuple[Float[Array, "*layers"], ...]
+    patterns: tuple[str, ...]
+
+    isotropic = False
+
+    @property
+    def name(self) -> str:
+        return f"scaled {self.inner.name}"
+
+    @property
+    def digest(self) -> str:
+        sha = hashlib.sha256(repr(self.patterns).encode())
+        for scale in self.scales:
+            sha.update(np.asarray(scale, "<f4").tobytes() + b";")
+        return f"{self.inner.digest}; scales {sha.hexdigest()}"
+
+    @property
+    def block(self) -> int:
+        return self.inner.block
+
+    @property
+    def normal(self) -> bool:
+        return self.inner.normal
+
+    def stacked(self, leaf_name: str) -> bool:
+        return self.inner.stacked(leaf_name)
+
+    def scale(self, leaf_name: str) -> Float[Array, "*layers"] | None:
+        """Of a leaf; None if no pattern matches its name, and it is left where it is."""
+        found = (s for p, s in zip(self.patterns, self.scales, strict=True) if re.fullmatch(p, leaf_name))
+        return next(found, None)
+
+    def check(self, like: Params) -> None:
+        self.inner.check(like)
+        leaves = dict(trees.named_leaves(like))
+        for pattern in self.patterns:
+            if not any(re.fullmatch(pattern, name) for name in leaves):
+                raise InvalidInput(
+                    "every pattern of scales must match the name of a leaf",
+                    got=f"`{pattern}`, beside leaves such as `{next(iter(leaves), '')}`",
+                    hint="lacuna.trees.leaf_names(params) lists them",
+                )
+        for name, leaf in leaves.items():
+            scale = self.scale(name)
+            if scale is not None and scale.ndim and (not self.stacked(name) or scale.shape != leaf.shape[:1]):
+                layers = f"{leaf.shape[0]} layers" if self.stacked(name) else "no layers"
+                raise InvalidInput(f"scales by layer must fit leaf `{name}`", got=f"{scale.size} for {layers}")
+
+    def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        scale = self.scale(leaf_name)
+        if scale is None:
+            return jnp.zeros(like.shape, jnp.float32)
+        return self.inner.leaf(key, leaf_name, layer, like) * (
+            scale if layer is None or not scale.ndim else scale[layer]
+        )
+
+    def _times_scales(self, tree: Delta | Rows, *, leading: int = 0, power: int = 1) -> Delta | Rows:
+        def of_leaf(name: str, leaf: Array) -> Array:
+            scale = self.scale(name)
+            if scale is None:
+                return jnp.zeros_like(leaf)
+            return leaf * jnp.reshape(scale**power, scale.shape + (1,) * (leaf.ndim - leading - scale.ndim))
+
+        return trees.map_named(of_leaf, tree)
+
+    def draws(self, keys_of_block: Key, like: Params) -> Rows:
+        self.check(like)
+        return self._times_scales(self.inner.draws(keys_of_block, like), leading=1)
+
+    def draw(self, key: Key, like: Params) -> Delta:
+        if self.block == 1:
+            return super().draw(key, like)  # so that what has no scale is not drawn
+        self.check(like)
+        return self._times_scales(self.inner.draw(key, like))
+
+    def covariance(self, delta: Delta) -> Delta:
+        return self._times_scales(self.inner.covariance(self._times_scales(delta)))
+
+    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+        def of_leaf(name: str, norms: np.ndarray) -> np.ndarray:
+            scale = self.scale(name)
+            return np.zeros_like(norms) if scale is None else norms * np.asarray(scale, np.float64) ** 2
+
+        return {name: of_leaf(name, norms) for name, norms in self.inner.square_norms(like).items()}
+
+
+def scaled(family: Family, scales: Scales | Params) -> Family:
+    """The family with a scale for each leaf: sigma is multiplied by it.
+
+    Args:
+      family: whose noise is scaled.
+      scales: by regular expression on the leaf's whole name, `{r"layers/attention/.*": 2.0, ".*": 1.0}`: the first
+        pattern that matches counts, and **a leaf that none matches is not moved**, so `{r"layers/.*": 1.0}` searches
+        a subset. A scale is a number, or one number for each layer where the leaf is stacked. Or a tree of such
+        scales on the tree of the parameters, as `relative_scales` gives.
+
+    Raises:
+      InvalidInput: a scale that is negative or not finite, none that is positive, a pattern that is no regular
+        expression; when it is drawn, a pattern that matches no leaf or scales by layer that do not fit.
+    """
+    by_pattern = (int, float, list, tuple, np.ndarray, np.generic)
+    if not (isinstance(scales, Mapping) and all(isinstance(s, by_pattern) for s in scales.values())):
+        scales = {re.escape(name): scale for name, scale in trees.named_leaves(scales)}
+    for pattern, scale in scales.items():
+        try:
+            re.compile(pattern)
+            value = np.asarray(scale, np.float32)
+        except (re.error, ValueError, TypeError) as fault:
+            raise InvalidInput("scales go from regular expressions to numbers", got=f"`{pattern}`: {fault}") from fault
+        if value.ndim > 1 or not np.all(np.isfinite(value) & (value >= 0)):
+            raise InvalidInput(
+                "a scale must be a finite number of at least 0, or one a layer", got=f"{scale} for `{pattern}`"
+            )
+    if not any(np.any(np.asarray(scale) > 0) for scale in scales.values()):
+        raise InvalidInput("at least one scale must be positive", got=dict(scales))
+    return Scaled(family, tuple(jnp.asarray(scale, jnp.float32) for scale in scales.values()), tuple(scales))
+
+
+def relative_scales(params: Params, *, stacked: Callable[[str], bool] = never_stacked) -> Params:
+    """Scales that make sigma a relative radius: the root mean square of each leaf, or of each layer of it.
+
+    A leaf of n numbers then moves by about `sigma |leaf|`: `|noise| = sqrt(n) rms = |leaf|`. A leaf that is zero
+    stays zero.
+
+    Args:
+      params: the base point.
+      stacked: which leaves carry a leading layer axis (`model.stacked`).
+
+    Returns:
+      A tree for `scaled`: a float32 number for each leaf, or [L] of them.
+    """
+
+    def of_leaf(name: str, leaf: Array) -> Float[Array, "*layers"]:
+        axes = tuple(range(int(stacked(name)), leaf.ndim))
+        size = max(1, math.prod(leaf.shape[axis] for axis in axes))
+        return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes) / size)
+
+    return trees.map_named(of_leaf, params)
