@@ -34,7 +34,7 @@ class Scaled(Family):
     """
 
     inner: Family
-    scales: tuple[Float[Array, "*layers"], ...]
+    scales: tuple[Any, ...]  # Float[Array, "*layers"], and whatever else JAX puts into a tree
     patterns: tuple[str, ...]
 
     isotropic = False

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +57,10 @@ class Stepper:
 
     The number of draws of a chunk is data, so one program serves them all. It follows the clock: by the first
     host's, since all have to dispatch the same.
+
+    Attributes:
+      step: as `evaluate.make_step` gives it.
+      compiled: the same, compiled for `arguments`.
     """
 
     def __init__(self, program: Program, sweep: Sweep, params: Params, batch: Batch, mesh: Mesh):
@@ -71,8 +75,12 @@ class Stepper:
         factor = sweep.scale(params)
         scales = evaluate.signed_scales(tuple(sigma * factor for sigma in sweep.sigmas), sweep.antithetic)
         self._fixed = meshes.place((sweep.family, params, batch, keys.root(sweep.seed), scales), mesh)
-        step = evaluate.make_step(program, sweep.family, self._fixed[1], mesh, capacity=self._capacity)
-        self._step = step.lower(*self._fixed, np.uint32(0), np.int32(1), self._control(0, 0)).compile()
+        self.step = evaluate.make_step(program, sweep.family, self._fixed[1], mesh, capacity=self._capacity)
+        self.compiled = self.step.lower(*self.arguments(0, 1)).compile()
+
+    def arguments(self, first: int, trips: int, word: int = 0, wanted: int = 0) -> tuple[Any, ...]:
+        """Of the step: it evaluates `trips` units of draws on every device, from draw `first` on."""
+        return *self._fixed, np.uint32(first % keys.SEED_LIMIT), np.int32(trips), self._control(word, wanted)
 
     def blocks(self, ranges: Sequence[Range], *, stop: Callable[[], int] = lambda: 0) -> Iterator[Block]:
         """The scores of these ranges of draws, chunk by chunk, in order.
@@ -111,11 +119,9 @@ class Stepper:
         stop = min(end, aligned + trips * self._granule)
         if stop < end:
             todo.appendleft((stop, end))
-        first = np.uint32(aligned % keys.SEED_LIMIT)
-        said = self._control(word, wanted if hosts.is_first() else 0)
         sent_at = time.perf_counter()
-        scores, heard = self._step(*self._fixed, first, np.int32(trips), said)
-        return _InFlight(start, stop, aligned, trips, sent_at, scores, heard)
+        sent = self.compiled(*self.arguments(aligned, trips, word, wanted if hosts.is_first() else 0))
+        return _InFlight(start, stop, aligned, trips, sent_at, *sent)
 
     def _control(self, word: int, wanted: int) -> Array:
         """What this process says to all of them."""

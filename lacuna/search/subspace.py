@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class InBasis(Family):
       layered: which leaves carry a layer axis.
     """
 
-    rows: Rows
+    rows: Any  # Rows, and whatever else JAX puts into a tree
     rank: int
     method: str
     block: int
