@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
@@ -126,16 +125,16 @@ def run_sweep(
             "a sweep needs a mesh with the axis `candidates`", got=mesh.axis_names, hint="candidate_mesh()"
         )
     program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
-    _check_loss(program.objective, params, batch)
     keys.check_distinct(trees.leaf_names(params))
-    base_score = float(evaluate.score(program.objective, params, batch))
+    stepper = Stepper(program, sweep, params, batch, mesh)
+    narrow = sweep.width == 1  # else finalists are scored by another program than the step, and so is the base point
+    base_score = stepper.base_score() if narrow else float(evaluate.score(program.objective, params, batch))
     if not math.isfinite(base_score):
         raise NotFinite(
             "the loss at the base point must be finite to search around it",
             got=base_score,
             hint="check the parameters and the batch",
         )
-    stepper = Stepper(program, sweep, params, batch, mesh)
     scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
     known = np.zeros(sweep.num_candidates, bool)
     folder = None
@@ -291,9 +290,3 @@ def _check_same_loss(
             got=f"{again.reshape(-1)[0]:.9g} now against {before.reshape(-1)[0]:.9g} there",
             hint="the loss, the versions and the machine of that run, or another --out folder",
         )
-
-
-def _check_loss(objective: Objective, params: Params, batch: Batch) -> None:
-    shape = jax.eval_shape(objective.loss, params, batch)
-    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise InvalidInput("loss(params, batch) must return one floating-point scalar", got=shape)

@@ -82,6 +82,13 @@ class Stepper:
         """Of the step: it evaluates `trips` units of draws on every device, from draw `first` on."""
         return *self._fixed, np.uint32(first % keys.SEED_LIMIT), np.int32(trips), self._control(word, wanted)
 
+    def base_score(self) -> float:
+        """The loss at the base point, as a candidate of no size scores it."""
+        family, params, batch, key, scales = self._fixed
+        nowhere = meshes.place(evaluate.Scales(np.zeros_like(scales.values), np.int32(1)), self._mesh)
+        scores, _ = self.compiled(family, params, batch, key, nowhere, *self.arguments(0, 1)[len(self._fixed) :])
+        return float(np.asarray(scores)[0, 0])
+
     def blocks(self, ranges: Sequence[Range], *, stop: Callable[[], int] = lambda: 0) -> Iterator[Block]:
         """The scores of these ranges of draws, chunk by chunk, in order.
 
