@@ -337,7 +337,7 @@ def score_candidates(
             scored = _scores_of_delta(program, params, batch, alone, draw(family, params, key, ids[i]))
         return found.at[i].set(scored[0])
 
-    return lax.fori_loop(0, count * len(ids), of_candidate, jnp.zeros_like(scales))
+    return lax.fori_loop(0, jnp.asarray(count) * len(ids), of_candidate, jnp.zeros_like(scales))
 
 
 @partial(jax.jit, static_argnums=0)

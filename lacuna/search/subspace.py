@@ -77,6 +77,9 @@ class InBasis(Family):
     def covariance(self, delta: Delta) -> Delta:
         return ops.combine(ops.products(self.rows, delta), self.rows)
 
+    def dimension(self, like: Params) -> int:
+        return self.rank
+
     def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, rows: Array) -> np.ndarray:
             kept = 2 if self.stacked(name) else 1  # the rows, and the layers where there are any
