@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,13 @@ def interleave(*programs: Callable[[], Any], num_pairs: int = NUM_PAIRS) -> list
     """Run the programs in turn, `num_pairs` times each after one warm-up; one `Timing` for each."""
     for program in programs:
         jax.block_until_ready(program())
-    runs = np.asarray([[once(program) for program in programs] for _ in range(num_pairs)])
-    return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(programs))]
+    return in_turn(*(partial(once, program) for program in programs), num_pairs=num_pairs)
+
+
+def in_turn(*measures: Callable[[], tuple[float, float]], num_pairs: int = NUM_PAIRS) -> list[Timing]:
+    """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up."""
+    runs = np.asarray([[measure() for measure in measures] for _ in range(num_pairs)])
+    return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(measures))]
 
 
 def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
@@ -113,21 +120,29 @@ def peak_bytes(module: str, *arguments: str) -> int:
     second time finds what the first has compiled: a compiler takes some 100 MiB, whatever it compiles.
     """
     command = [sys.executable, "-m", module, "--memory", *arguments]
-    with tempfile.TemporaryDirectory() as cache:
-        compiled = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    with compiled_once() as environment:
         for _ in range(2):
-            run = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | compiled)
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(run.stdout.split()[-1])
+
+
+@contextmanager
+def compiled_once() -> Iterator[dict[str, str]]:
+    """The environment of processes each of which finds what those before it have compiled."""
+    with tempfile.TemporaryDirectory() as cache:
+        kept = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        yield os.environ | kept
 
 
 def print_peak(program: Callable[[], Any]) -> None:
     """Print by how many bytes one run raises the largest resident memory. Linux only."""
-    before = _high_water()
+    before = memory_bytes("VmHWM")
     jax.block_until_ready(program())
-    print(_high_water() - before)
+    print(memory_bytes("VmHWM") - before)
 
 
-def _high_water() -> int:
+def memory_bytes(kind: str) -> int:
+    """Resident memory of this process: `VmRSS`, now, or `VmHWM`, the most that it ever was. Linux only."""
     # Not getrusage: what it reports is inherited from the process that started this one.
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
     return 1024 * int(line.split()[1])

@@ -5,6 +5,7 @@ is today a wrapper of the same thing.)
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +42,16 @@ def use_all_cpu_cores() -> None:
             got="a backend that is already running",
             hint="call it right after `import jax`",
         ) from started
+
+
+def keep_compiled(folder: Path | str) -> None:
+    """Keep compiled programs in a folder, all of them, for the next process that needs the same.
+
+    Whoever can write to the folder can run code here: never one that others write to.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def candidate_mesh(devices: list[jax.Device] | None = None) -> Mesh:

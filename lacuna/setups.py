@@ -75,6 +75,13 @@ class Setup(NamedTuple):
     task: Task
 
 
+def untrained(config: SetupConfig, *, eval_batch_size: int = 128) -> Setup:
+    """The model and the task of a starting point, with parameters as they are drawn: of its shape, not its values."""
+    model = synthetic(SyntheticSpec(digits.vocab_size))
+    task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
+    return Setup(model, model.init(keys.stream(config.seed, "init")), task)
+
+
 def prepare(
     config: SetupConfig,
     *,

@@ -17,7 +17,7 @@ def sweep_records(
         return Record("sweep", quantity, value, "loss", where)
 
     single = {"base_score": 3.0, "num_candidates": N, "num_evaluations": 4 * N, "num_params": 10}
-    single |= {"gradient_norm": 2.0, "params_norm": 5.0, "gradient_curvature": 1.0, "curvature_trace": 4.0}
+    single |= {"gradient_norm": 2.0, "slope": 2.0, "params_norm": 5.0, "curvature_along": 1.0, "curvature_trace": 4.0}
     single |= {"curvature_trace_error": 0.5, "predicted_best_sigma": 0.1, "band_level": 0.99, "sigma_star": sigma_star}
     found = [record(quantity, float(value)) for quantity, value in single.items()]
     predicted = {"predicted_gain": 1.1, "predicted_low": low, "predicted_high": high, "first_order_gain": 1.2}

@@ -17,6 +17,7 @@ import pytest
 
 from lacuna import cli, search, setups, trees
 from lacuna.reports import records, sweep_report
+from lacuna.search import reporting
 from lacuna.search.ledger import Ledger
 from lacuna.training import TrainConfig
 from lacuna.types import Objective
@@ -103,7 +104,7 @@ def test_a_shorter_run_is_refused_and_the_longer_one_left_alone(lacuna, copied, 
 def test_an_interrupted_second_call_leaves_the_report_of_the_first(lacuna, copied, monkeypatch, change):
     before = (copied / "report.md").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(search, "landscape", interrupt)
+        patched.setattr(reporting, "landscape", interrupt)
         assert lacuna("sweep", *SETTINGS, *change, "--out", str(copied)) == cli.INTERRUPTED
     assert lacuna("report", str(copied)) == 0
     assert (copied / "report.md").read_bytes() == before
@@ -131,18 +132,18 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, 
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "append", stop_after_the_first)
         assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
-    assert "what was scored is in run; the same command with --out run goes on from there" in capsys.readouterr().err
+    assert "what was scored is in run; lacuna sweep --resume run goes on from there" in capsys.readouterr().err
     assert lacuna("report", "run") == 2
-    assert "--out run" in capsys.readouterr().err
+    assert "lacuna sweep --resume run" in capsys.readouterr().err
     assert lacuna("sweep", *SMALL, "--out", "run") == 0
     assert Path("run/result.json").read_text() == (finished[0] / "result.json").read_text()
 
 
 @pytest.mark.parametrize("stage", ["landscape", "held_out_records"])
 def test_a_sweep_interrupted_after_the_search_says_how_to_go_on(lacuna, monkeypatch, capsys, stage):
-    monkeypatch.setattr(search, stage, interrupt)
+    monkeypatch.setattr(reporting, stage, interrupt)
     assert lacuna("sweep", *SMALL, "--out", "my run") == cli.INTERRUPTED
-    assert "the same command with --out 'my run' goes on from there" in capsys.readouterr().err
+    assert "lacuna sweep --resume 'my run' goes on from there" in capsys.readouterr().err
 
 
 def test_an_interrupted_training_has_nothing_to_go_on_from(lacuna, tmp_path, monkeypatch, capsys):
@@ -292,7 +293,7 @@ def test_candidates_that_are_not_finite_are_recorded_and_reported(lacuna, tmp_pa
 def test_the_configuration_and_the_command_are_recorded_without_the_folder(finished):
     config = json.loads((finished[0] / "config.json").read_text())
     assert config["sigmas"] == [1e-3, 1e-2]
-    assert config["command"].startswith("lacuna sweep --num-candidates 20 --sigmas 1e-3 1e-2")
+    assert config["command"].startswith("lacuna sweep --num-candidates 20 --sigmas 0.001 0.01")
     assert "--out" not in config["command"]
 
 

@@ -4,17 +4,18 @@ A thin skin: options in, one library call, a table out. Heavy imports happen ins
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from lacuna.cli.export import ExportCommand, export
+from lacuna.cli.options import SEARCH_STEP as SEARCH_STEP
 from lacuna.cli.plan import PlanCommand, plan
 from lacuna.cli.report import ReportCommand, report
-from lacuna.cli.sweep import SEARCH_STEP as SEARCH_STEP
 from lacuna.cli.sweep import SweepCommand, sweep
 from lacuna.cli.verify import VerifyCommand, verify_hf
 from lacuna.errors import LacunaError
@@ -27,8 +28,8 @@ Command = (
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify-hf")]
 )
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as a shell reports it."""
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as a shell reports it; 143 after SIGTERM."""
 
 DISAGREED = 1
 """Exit status of a comparison that was made and failed."""
@@ -39,15 +40,20 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit status."""
-    command = tyro.cli(
+def _parse(arguments: Sequence[str], **options: Any) -> Any:
+    return tyro.cli(
         Command,  # pyrefly: ignore  (tyro takes a union of types; its annotations do not say so)
         prog="lacuna",
         description="Local linear geometry of trained networks.",
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes,),
+        **options,
     )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    command = _parse(arguments)
     # Nothing printed here is markup: a folder may be called [red].
     console, complaints = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
 
@@ -57,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         if isinstance(command, SweepCommand):
-            sweep(command, console, arguments)
+            sweep(command, console, again=lambda defaults: _parse(arguments, default=defaults))
         elif isinstance(command, VerifyCommand):
             return 0 if verify_hf(command, console) else DISAGREED
         elif isinstance(command, PlanCommand):
@@ -67,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         else:
             report(command, console)
     except KeyboardInterrupt as stop:
-        return complain(f"Interrupted{stop}.", INTERRUPTED)
+        return complain(f"Interrupted{stop}.", 128 + getattr(stop, "signal", signal.SIGINT))
     except LacunaError as error:
         return complain(f"lacuna: {error}", 2)
     except OSError as error:

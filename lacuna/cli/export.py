@@ -1,4 +1,4 @@
-"""`lacuna export`: a language model, written anew."""
+"""`lacuna export`: a language model, or a candidate of a sweep, written anew."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,33 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from lacuna.cli.options import SEARCH_STEP, SweepOptions, check, known_options, prepare, start, with_family
 from lacuna.cli.tables import format_bytes
 from lacuna.errors import InvalidInput
 
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """Write a language model anew: one file or shards, in another precision, out of any form that is read.
+    """Write the weights of a sweep's winner, or a language model anew: in shards, or in another precision.
 
-    Reads safetensors, shards or flax_model.msgpack, and writes safetensors with config.json and the tokenizer's
-    files, for transformers, vLLM and lacuna. The folder is there whole at the end, or not at all.
+    Of a sweep's run folder: the candidate in the given place is made again from its integers, and its loss compared
+    with the recorded one before anything is written, as an Orbax checkpoint for lacuna.checkpoints.native.load.
+
+    Of a language model: reads safetensors, shards or flax_model.msgpack, and writes safetensors with config.json and
+    the tokenizer's files, for transformers, vLLM and lacuna. The folder is there whole at the end, or not at all.
     """
 
     source: tyro.conf.Positional[str]
-    """Model folder, or an id on the hub: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
+    """Run folder of a sweep; or model folder, or an id on the hub: GPT-2, Llama, Qwen 1.5 to 3, OLMo or OLMo 2."""
 
     to: Path
     """Folder to write; must not be there, or be empty."""
+
+    place: int = 1
+    """Which candidate of a sweep: 1 is the winner, as in its report."""
+
+    cache: Path = Path("~/.cache/lacuna")
+    """Folder that keeps trained starting points, of which a sweep's is one."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of the file. Default: as it is."""
@@ -46,6 +56,9 @@ def export(command: ExportCommand, console: Console) -> None:
     if not 0 < command.max_shard_gb < math.inf:
         raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
     check_new(command.to)  # before a long read
+    if (Path(command.source) / "identity.json").exists():
+        _export_candidate(command, Path(command.source), console)
+        return
     folder = find(command.source)
     console.print("Reading ...")
     told = partial(console.print, soft_wrap=True)
@@ -56,3 +69,47 @@ def export(command: ExportCommand, console: Console) -> None:
     written = sorted(file.name for file in out.iterdir())
     size = sum((out / name).stat().st_size for name in written)
     console.print(f"Wrote {format_bytes(size)} to {out}: {', '.join(written)}", soft_wrap=True)
+
+
+def _export_candidate(command: ExportCommand, run: Path, console: Console) -> None:
+    """One of the best candidates of a sweep, after its loss came out as it was recorded."""
+    from lacuna.reports import records, rundir
+
+    config, identity = rundir.read_json(run / "config.json"), rundir.read_json(run / "identity.json")
+    found = records.select(records.read(run / "records.jsonl"), "top_score")
+    if not 1 <= command.place <= len(found):
+        raise InvalidInput(f"place must be one of the {len(found)} in the report of {run}", got=command.place)
+    record = found[command.place - 1]
+    if "state" not in config:
+        raise InvalidInput(
+            f"{run} must be a run of `lacuna sweep`",
+            got="one around weights that this command does not know",
+            hint="lacuna.search.candidate(params, sweep, index, sigma, sign) makes them again",
+        )
+    options = SweepOptions(**known_options(config), cache=command.cache)
+    start(options)  # before anything touches a device
+
+    from lacuna import search, trees
+    from lacuna.checkpoints import native
+
+    setup = prepare(options, console)
+    if trees.content_digest(setup.params) != identity["params_sha256"]:
+        raise InvalidInput(
+            f"the weights that {run} was searched around must be there",
+            got="others, trained on another machine or by another version",
+            hint="the --cache folder of that run",
+        )
+    sweep = with_family(check(options), options, setup)
+    index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
+    winner = search.candidate(setup.params, sweep, int(index), float(sigma), int(sign))
+    batch = setup.task.train(SEARCH_STEP)
+    loss = float(search.score(setup.task.objective, winner, batch))
+    if not math.isclose(loss, record.value, rel_tol=1e-5):
+        raise InvalidInput(
+            f"candidate {index} of {run} must have its recorded loss {record.value:.9g}", got=f"{loss:.9g}"
+        )
+    place = {"run": str(run), "place": command.place, "index": index, "sigma": sigma, "sign": sign, "loss": loss}
+    native.save(command.to, winner, {"recipe": {**place, "seed": sweep.seed, "unit": sweep.unit}})
+    same = "bit for bit" if loss == record.value else "to rounding"
+    what = f"draw {index} at σ = {sigma:g}, sign {sign:+d}"
+    console.print(f"Wrote {what}, to {command.to}; its loss is {loss:.6g}, as recorded {same}.", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`lacuna plan`: whether a language model fits on a mesh."""
+"""`lacuna plan`: what a sweep takes, or whether a language model fits on a mesh."""
 
 import math
 from dataclasses import dataclass
@@ -6,45 +6,102 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from lacuna.cli import options as sweep_options
+from lacuna.cli.options import SEARCH_STEP, SweepOptions
 from lacuna.cli.tables import format_bytes, plain_table
 from lacuna.errors import InvalidInput
 
+TRIAL_S = 2.0
+"""Seconds that a sweep is tried for."""
+
 
 @dataclass(frozen=True)
-class PlanCommand:
-    """Bytes that a language model needs on each device of a mesh, from its config and headers: no weight is read.
+class PlanCommand(SweepOptions):
+    """What a sweep takes before it runs: operations, memory, candidates a second and time, by a trial of seconds.
 
-    Neither the devices nor the weights need be there; activations come on top.
+    Takes the options of `lacuna sweep`. With --model: the bytes that a language model needs on each device of a mesh,
+    from its config and headers; no weight is read, neither the devices nor the weights need be there, and activations
+    come on top.
     """
 
-    model: str
+    model: str | None = None
     """Model folder, or an id on the hub such as Qwen/Qwen2.5-7B, of which the settings alone are fetched."""
 
-    mesh: tuple[int, int] = (1, 1)
-    """Devices on the axes `candidates` (copies of the model) and `model` (that each copy is split over)."""
-
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the parameters. Default: that of the files, or of the config."""
+    """With --model: of the parameters. Default: that of the files, or of the config."""
 
     device_gb: float | None = None
     """Memory of a device in 10^9 bytes. Default: that of the accelerator that is here, if there is one."""
 
     leaves: bool = False
-    """List every leaf and how it is split."""
+    """With --model: list every leaf and how it is split."""
 
     ignore: tuple[str, ...] = ()
-    """Fields of config.json that are not to be looked at, if you know that they change nothing."""
+    """With --model: fields of config.json that are not to be looked at, if you know that they change nothing."""
 
 
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
-    from lacuna.checkpoints.plan import plan_hf
-
     if command.device_gb is not None and not command.device_gb > 0:
         raise InvalidInput("device_gb must be positive", got=command.device_gb)
-    candidates, split = command.mesh
+    if command.model is None:
+        _plan_sweep(command, console)
+    else:
+        _plan_model(command, command.model, console)
+
+
+def _plan_sweep(command: PlanCommand, console: Console) -> None:
+    sweep_options.start(command)  # before anything touches a device
+    settings = sweep_options.check(command)
+
+    from lacuna import search
+
+    mesh = sweep_options.mesh_of(command)
+    setup = sweep_options.prepare(command, console)
+    settings = sweep_options.with_family(settings, command, setup)
+    params = sweep_options.placed(command, setup.params, mesh)
+    console.print(f"Compiling, and trying it for {TRIAL_S:g} s on {mesh.size} device(s) ...")
+    found = search.plan_sweep(
+        setup.task.objective, params, setup.task.train(SEARCH_STEP), settings, mesh=mesh, trial_s=TRIAL_S
+    )
+    table = plain_table("a sweep of", f"{settings.num_candidates:,} draws")
+    on_device = found.params_bytes + found.data_bytes + found.working_bytes
+    for what, number in {
+        "candidates (draws x sigmas x signs)": f"{found.num_evaluations:,}",
+        "FLOPs of one": f"{found.flops:.3g}",
+        "FLOPs of all": f"{found.flops * found.num_evaluations:.3g}",
+        "on each device: parameters": format_bytes(found.params_bytes),
+        "    data, and a basis or scales": format_bytes(found.data_bytes),
+        "    noise, weights, activations": format_bytes(found.working_bytes),
+        "on each host: the table of scores": format_bytes(found.host_bytes),
+        "on disk, about": format_bytes(found.disk_bytes),
+        "candidates a second": f"{found.rate:,.1f}",
+        "FLOPs a second": f"{found.flops * found.rate:.3g}",
+        "compilation": f"{found.compile_s:.1f} s",
+        "search": _duration(found.eta_s),
+    }.items():
+        table.add_row(what, number)
+    console.print(table)
+    limit = 1e9 * command.device_gb if command.device_gb is not None else _accelerator_bytes()
+    if limit:
+        verdict = "fits" if on_device < limit else "does NOT fit"
+        console.print(f"{format_bytes(on_device)} {verdict} into the {limit / 1e9:,.1f} GB of a device.")
+    console.print(sweep_options.command_line("sweep", command, SweepOptions), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _plan_model(command: PlanCommand, model: str, console: Console) -> None:
+    from lacuna.checkpoints.plan import plan_hf
+
+    candidates, split = command.mesh or (1, 1)
     options: dict[str, Any] = {"candidates": candidates, "dtype": command.dtype, "ignore": command.ignore}
-    found = plan_hf(command.model, model=split, **options)
+    found = plan_hf(model, model=split, **options)
     known = "checked against the headers of its weights" if found.checked else "from its config alone"
     console.print(
         f"{found.folder}, {known}: {found.num_parameters:,} parameters, {format_bytes(found.num_bytes)} "
@@ -67,7 +124,7 @@ def plan(command: PlanCommand, console: Console) -> None:
     console.print(table)
     if limit and found.needs()["parameters"] >= limit:
         wider = (split * 2**i for i in range(1, 11))
-        fits = (n for n in wider if plan_hf(command.model, model=n, **options).needs()["parameters"] < limit)
+        fits = (n for n in wider if plan_hf(model, model=n, **options).needs()["parameters"] < limit)
         enough = next(fits, None)
         if enough is None:
             console.print(f"The parameters fit on none of --mesh {candidates} {2 * split}, {4 * split}, ...")

@@ -1,183 +1,231 @@
 """`lacuna sweep`: a search around a trained model, from the training to the report."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from lacuna.cli import options as sweep_options
+from lacuna.cli.options import SEARCH_STEP, SweepOptions
 from lacuna.cli.tables import plain_table
-from lacuna.errors import InvalidInput
+from lacuna.errors import InvalidInput, LacunaError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from lacuna.reports.records import Record
     from lacuna.reports.sweep_report import SigmaRow
     from lacuna.search import Sweep, SweepResult
     from lacuna.setups import Setup
-    from lacuna.types import Batch
-
-SEARCH_STEP = 1_000_000
-"""Which training batch a sweep scores: one that no training here has seen."""
+    from lacuna.types import Batch, Params
 
 
 @dataclass(frozen=True)
-class SweepCommand:
-    """Best-of-N Gaussian search around a trained model, with the theory's prediction beside the result.
+class SweepCommand(SweepOptions):
+    """Best-of-N random search around a trained model, with the theory's prediction beside the result.
 
-    Every draw of noise is scored at every sigma and with both signs, on all local devices. Around the base
+    Every draw of noise is scored at every sigma and with both signs, on all devices of all hosts. Around the base
     point the expected gain is σ|a| E[max of N normals] − curvature; the report shows where that holds.
     Results go to a run folder: the score table (Parquet), records, figures and report.md.
+
+    Ctrl-C and SIGTERM end it after the chunk in flight; --resume goes on from there.
     """
-
-    state: Literal["forgotten", "undertrained", "trained"] = "forgotten"
-    """Starting point: the synthetic transformer trained on all digit tasks and then made to forget the
-    task (forgotten), stopped early (undertrained), or trained to the end (trained)."""
-
-    task: str = "sort"
-    """Digit task whose loss is minimised: copy, reverse, sort, add, running_sum, rotate, complement,
-    neighbour_sum, ..."""
-
-    num_candidates: int = 1024
-    """N: independent draws of noise. Each is scored at every sigma and sign."""
-
-    sigmas: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    """Standard deviations of the noise on each coordinate, ascending. One draw serves all of them."""
-
-    antithetic: bool = True
-    """Score both signs of every draw; needed for the odd/even (F1/F2) split."""
-
-    seed: int = 0
-    """Seed of the noise. Draw i depends on (seed, i) alone."""
-
-    setup_seed: int = 0
-    """Seed of the model's training and of all data."""
-
-    batch_size: int = 128
-    """Rows in the batch that every candidate is scored on (the same one for all)."""
-
-    top_k: int | None = None
-    """How many of the best candidates to list and to score again on held-out rows. Default: 16, or all."""
-
-    chunk: int | None = None
-    """Draws dispatched at once; sets how often progress is shown and how much a kill can lose. Changes no score."""
-
-    width: int = 1
-    """Candidates evaluated side by side on a device. 1 is best on a CPU; try 8 to 64 on a GPU or TPU."""
-
-    probes: int = 64
-    """Hessian products for the estimate of the curvature's trace."""
 
     out: Path | None = None
     """Run folder. If it holds this same run, unfinished or shorter, the sweep goes on from there.
     Default: runs/sweep/<time>-<hash>."""
 
-    cache: Path = Path("~/.cache/lacuna")
-    """Folder that keeps trained starting points."""
+    resume: Path | None = None
+    """Go on with the run in this folder: its settings are the defaults of all options."""
+
+    extend: Path | None = None
+    """Like --resume, for a run that is to have more candidates: with --num-candidates."""
+
+    distributed: bool = False
+    """One of several processes that run this same command; the cluster says who is who (Cloud TPU, SLURM, MPI,
+    GKE). Where none does, give the three options below."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+
+    num_processes: int | None = None
+    """How many processes there are."""
+
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
 
-def sweep(command: SweepCommand, console: Console, arguments: Sequence[str] = ()) -> Path:
-    """Run `lacuna sweep`: prepare the point, search around it, predict, report. Returns the run folder."""
-    from lacuna import meshes
+def sweep(
+    command: SweepCommand, console: Console, again: Callable[[SweepCommand], SweepCommand] = lambda command: command
+) -> Path:
+    """Run `lacuna sweep`: prepare the point, search around it, predict, report. Returns the run folder.
 
-    meshes.use_all_cpu_cores()  # before anything touches a device
+    Args:
+      command: its options.
+      console: where to print.
+      again: the options read once more, with others as the defaults.
+    """
+    from lacuna import hosts
+
+    sweep_options.start(command)  # before anything touches a device
+    processes = (command.coordinator, command.num_processes, command.process_id)
+    if command.distributed or any(one is not None for one in processes):
+        hosts.start(*processes)
+    console.quiet = not hosts.is_first()
+    if command.resume or command.extend:
+        config = hosts.agree(lambda: _config_of_run(command))
+        command = again(
+            replace(command, **sweep_options.known_options(config, but=frozenset({"cache", "compilation_cache"})))
+        )
+    settings = sweep_options.check(command)
+    hosts.agree(lambda: _check_folder(command))
+    mesh = sweep_options.mesh_of(command)
 
     from lacuna import search
-    from lacuna.reports import records, rundir, sweep_report
+    from lacuna.reports import sweep_report
 
-    settings = _settings(command)
-    setup = _prepare(command, console)
-    settings = replace(settings, family=search.gaussian(stacked=setup.model.stacked))
+    setup = _prepare_everywhere(command, console)
+    setup = setup._replace(params=sweep_options.placed(command, setup.params, mesh))
+    settings = sweep_options.with_family(settings, command, setup)
     objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
-    options: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(command).items()}
-    out = command.out or rundir.new_run(Path("runs"), "sweep", options)
-    title = f"{command.state} synthetic transformer, task `{command.task}`"
-    config = {"title": title, "command": shlex.join(["lacuna", *_without_out(arguments)]), **options}
+    out = Path(hosts.agree(lambda: str(_folder(command))))
+    config = _config(command)
     try:
-        result = _search(console, setup, settings, out, config)
+        result = _search(console, setup, settings, mesh, out, config)
         console.print("Measuring gradient and curvature at the base point, scoring the winners on held-out rows ...")
-        around = search.landscape(objective, setup.params, batch, num_probes=command.probes)
-        found = search.sweep_records(result, around)
-        found += search.held_out_records(result, objective, setup.params, batch, held_out)
-        found += _metric_records(result, setup, held_out)
-        # Only now: an interrupted extension leaves the report of what was finished as it was.
-        rundir.write_json(out / "config.json", config)
-        rundir.write_json(out / "environment.json", _environment(out, result))
-        rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
-        records.write(out / "records.jsonl", found)
-        written = sweep_report.write_report(out)
-    except KeyboardInterrupt:
-        again = f"the same command with --out {shlex.quote(str(out))} goes on from there"
-        told = f": what was scored is in {out}; {again}" if (out / "scores.log").exists() else ""
-        raise KeyboardInterrupt(told) from None
+        written, found = search.report_run(
+            out,
+            result,
+            objective,
+            setup.params,
+            batch,
+            held_out=held_out,
+            records=_metric_records(result, setup, held_out),
+            config=config,
+            num_probes=command.probes,
+        )
+    except KeyboardInterrupt as stop:
+        onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
+        kept = (out / "scores.log").exists() or not hosts.is_first()
+        stop.args = (f"{stop}: what was scored is in {out}; {onwards}" if kept else "",)
+        raise
+    except OSError as fault:
+        if not (out / "scores.log").exists():
+            raise
+        raise LacunaError(
+            f"the run folder {out} must take what is written to it; what was scored before is kept",
+            got=fault,
+            hint=f"room on its disk, then lacuna sweep --resume {shlex.quote(str(out))}",
+        ) from fault
     console.print(_table(sweep_report.sigma_rows(found)))
     console.print(sweep_report.summary(found))
     console.print(f"Report: {written}", soft_wrap=True)
     return out
 
 
-def _settings(command: SweepCommand) -> "Sweep":
-    """What to evaluate. What can be wrong with the options of the search is found here, before any training."""
-    from lacuna import search
-    from lacuna.search.run_folder import check_vacant
+def _config_of_run(command: SweepCommand) -> dict[str, Any]:
+    """What the folder of the run that is to go on says of it."""
+    from lacuna.reports import rundir
 
+    run = command.resume or command.extend
+    assert run is not None
+    if command.resume is not None and command.extend is not None:
+        raise InvalidInput("resume and extend are two ways to go on", got="both", hint="one of the two")
+    config = rundir.read_json(run / "config.json")
+    if "state" not in config or "task" not in config:
+        raise InvalidInput(
+            f"{run} must be a run of `lacuna sweep`",
+            got="one around a loss that this command does not know",
+            hint="run_sweep(..., out=, resume=True) in the program that began it",
+        )
+    return config
+
+
+def _check_folder(command: SweepCommand) -> None:
+    """Raise unless the run can be kept where it is to be kept. Writes nothing."""
+    from lacuna.search.run_folder import check_run, check_vacant
+
+    run = command.resume or command.extend
+    if run is None:
+        if command.out is not None:
+            check_vacant(command.out)
+        return
     if command.out is not None:
-        check_vacant(command.out)
-
-    for name, least in (("batch_size", 1), ("probes", 2)):
-        if getattr(command, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
-    return search.Sweep(
-        search.gaussian(),
-        command.sigmas,
-        command.num_candidates,
-        seed=command.seed,
-        antithetic=command.antithetic,
-        top_k=command.top_k,
-        chunk=command.chunk,
-        width=command.width,
-    )
-
-
-def _prepare(command: SweepCommand, console: Console) -> "Setup":
-    """The starting point, with a progress line for each training that has to be run."""
-    from contextlib import ExitStack
-
-    from lacuna import setups
-    from lacuna.reports.progress import Advance, progress
-
-    with ExitStack() as stack:
-        shown: dict[str, Advance] = {}
-
-        def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
-            if stage not in shown:
-                stack.close()  # the stage before is over
-                shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
-            shown[stage](step, num_steps, f"loss {loss:.3f}")
-
-        config = setups.SetupConfig(state=command.state, task=command.task, seed=command.setup_seed)
-        return setups.prepare(
-            config,
-            eval_batch_size=command.batch_size,
-            cache=command.cache,
-            advance=advance,
-            notice=lambda sentence: console.print(sentence, style="yellow", soft_wrap=True),
+        raise InvalidInput("a run goes on in its own folder", got=f"--out {command.out}", hint="no --out")
+    asked, scored, now = _draws_asked(run), check_run(run), command.num_candidates
+    if command.resume is not None and now > asked:
+        raise InvalidInput(
+            f"{run} was to have {asked:,} candidates",
+            got=f"--num-candidates {now}",
+            hint=f"lacuna sweep --extend {shlex.quote(str(run))} --num-candidates {now}",
+        )
+    if command.extend is not None and now <= max(asked, scored):
+        raise InvalidInput(
+            f"to extend {run} takes more than its {max(asked, scored):,} candidates",
+            got=f"--num-candidates {now}",
+            hint=f"--num-candidates {2 * max(asked, scored)}",
         )
 
 
-def _search(console: Console, setup: "Setup", settings: "Sweep", out: Path, config: dict[str, Any]) -> "SweepResult":
+def _draws_asked(run: Path) -> int:
+    from lacuna.reports import rundir
+
+    return int(rundir.read_json(run / "config.json")["num_candidates"])
+
+
+def _folder(command: SweepCommand) -> Path:
+    from lacuna.reports import rundir
+
+    given = command.out or command.resume or command.extend
+    return given or rundir.new_run(Path("runs"), "sweep", _options(command))
+
+
+def _options(command: SweepCommand) -> dict[str, Any]:
+    own = asdict(command)
+    return {f.name: str(own[f.name]) if isinstance(own[f.name], Path) else own[f.name] for f in fields(SweepOptions)}
+
+
+def _config(command: SweepCommand) -> dict[str, Any]:
+    """What the run folder says of the command."""
+    title = f"{command.state} synthetic transformer, task `{command.task}`"
+    return {"title": title, "command": sweep_options.command_line("sweep", command, SweepOptions), **_options(command)}
+
+
+def _prepare_everywhere(command: SweepCommand, console: Console) -> "Setup":
+    """The starting point on every host: the first one loads or trains it, the others are told."""
+    import jax
+
+    from lacuna import hosts, setups
+
+    if jax.process_count() == 1:
+        return sweep_options.prepare(command, console)
+    ready: list[Setup] = []
+    hosts.agree(lambda: ready.append(sweep_options.prepare(command, console)))
+    if not ready:
+        config = setups.SetupConfig(state=command.state, task=command.task, seed=command.setup_seed)
+        ready.append(setups.untrained(config, eval_batch_size=command.batch_size))
+    params: Params = jax.tree.map(lambda leaf: jax.numpy.asarray(hosts.share(jax.device_get(leaf))), ready[0].params)
+    return ready[0]._replace(params=params)
+
+
+def _search(
+    console: Console, setup: "Setup", settings: "Sweep", mesh: "Mesh", out: Path, config: dict[str, Any]
+) -> "SweepResult":
     """The search itself, with its progress."""
     from lacuna import meshes, search
     from lacuna.reports import rundir
     from lacuna.reports.progress import progress
 
-    mesh = meshes.candidate_mesh()
     machine = meshes.describe(mesh)
+    processes = f", {machine['num_processes']} processes" if machine["num_processes"] > 1 else ""
     console.print(
         f"Searching around the {config['title']}: {settings.num_candidates:,} draws, "
-        f"{settings.num_evaluations:,} candidates, on {mesh.size} {machine['device_kind']} device(s), into {out}",
+        f"{settings.num_evaluations:,} candidates, on {mesh.size} {machine['device_kind']} device(s){processes}, "
+        f"into {out}",
         soft_wrap=True,
     )
     unit_scale = settings.num_evaluations // settings.num_candidates
@@ -192,6 +240,7 @@ def _search(console: Console, setup: "Setup", settings: "Sweep", out: Path, conf
             resume=True,
             documents={"config.json": config, "environment.json": rundir.environment(machine)},
             progress=lambda done, total: advance(done, total, ""),
+            notice=lambda sentence: console.print(sentence, style="yellow", soft_wrap=True),
         )
 
 
@@ -212,32 +261,6 @@ def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "li
         for point, params in points.items()
         for name, value in metric(params, rows).items()
     ]
-
-
-def _environment(out: Path, result: "SweepResult") -> dict[str, Any]:
-    """What the scores were made with: of this call if it scored any, and of earlier ones that did it otherwise."""
-    from lacuna import meshes
-    from lacuna.reports import rundir
-
-    before = rundir.read_json(out / "environment.json")
-    if not result.num_scored:
-        return before
-    now = rundir.environment(meshes.describe(meshes.candidate_mesh()))
-    told = ("commit", "dirty", "machine", "num_devices", "device_kind")
-    earlier = [*before.get("earlier", []), {name: before[name] for name in told}]
-    return now | {"earlier": [one for one in earlier if one != {name: now[name] for name in told}]}
-
-
-def _without_out(arguments: Sequence[str]) -> list[str]:
-    """The arguments less `--out FOLDER`: a command that is run again makes a folder of its own."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and not argument.startswith("--out="):
-            skip = argument == "--out"
-            kept += [] if skip else [argument]
-        else:
-            skip = False
-    return kept
 
 
 def _table(rows: "list[SigmaRow]") -> Table:

@@ -84,7 +84,7 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
     num_candidates = int(value(records, "num_candidates"))
     sigmas, measured = _curve(records, "measured_gain", "sigma", sign=_sign(records), n=num_candidates)
     figure, axes = _subplots(1, 2, width=9.2, height=4.0)
-    slope = value(records, "gradient_norm")
+    slope = value(records, "slope")
     for panel, normalised in zip(axes[0], (False, True), strict=True):
 
         def draw(quantity: str, normalised: bool = normalised) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +118,7 @@ def linear_regime(records: Sequence[Record]) -> "Figure":
     _, even = _curve(records, "f2_rms", "sigma")
     _, share = _curve(records, "f1_share", "sigma")
     _, floor = _curve(records, "rounding_floor", "sigma")
-    slope = value(records, "gradient_norm")
+    slope = value(records, "slope")
     left.loglog(sigmas, slope * sigmas, color=PREDICTED, label="σ|a|, predicted F1")
     left.loglog(sigmas, odd, color=MEASURED, marker="o", lw=0, label="F1 rms (odd part)")
     left.loglog(sigmas, even, color=LIMIT, marker="s", ms=5, lw=0.8, label="F2 rms (even part)")

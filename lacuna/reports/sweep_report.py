@@ -23,7 +23,7 @@ class SigmaRow:
 
     Attributes:
       verdict: by rule: `in band` or `OUTSIDE` in the linear regime; beyond it, where the measured gain fell
-        all the same.
+        all the same; and `compared` where the theorem is not about this noise.
     """
 
     sigma: float
@@ -62,16 +62,18 @@ def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
                 high=high,
                 asymptotic=gain("asymptotic_gain"),
                 measured=measured,
-                verdict=_verdict(share, low, high, measured),
+                verdict=_verdict(share, low, high, measured, predicted=value(records, "is_predicted") != 0),
             )
         )
     return rows
 
 
-def _verdict(share: float, low: float, high: float, measured: float) -> str:
+def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool) -> str:
     if math.isnan(measured):
         return "no finite loss"
     side = "in band" if low <= measured <= high else "above" if measured > high else "below"
+    if not predicted:
+        return f"compared: {side}"
     if math.isnan(share):
         return side
     if share > LINEAR_SHARE:
@@ -86,7 +88,7 @@ def summary(records: Sequence[Record]) -> str:
     if not best:
         return "No candidate had a finite loss."
     where, gain = best[0].where, base - best[0].value
-    judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    judged = [row for row in rows if row.f1_share > LINEAR_SHARE and not row.verdict.startswith("compared")]
     inside = sum(row.verdict == "in band" for row in judged)
     sentences = [
         f"The best candidate is draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}: "
@@ -97,6 +99,8 @@ def summary(records: Sequence[Record]) -> str:
             f"At {inside} of the {len(judged)} sigmas with an F1 share above {LINEAR_SHARE} "
             f"the measured gain lies in the predicted {_level(records)} band."
         )
+    elif any(row.verdict.startswith("compared") for row in rows):
+        sentences.append("The theorem is not about this noise: what it says of the Gaussian one is there to compare.")
     elif any(not math.isnan(row.f1_share) for row in rows):
         sentences.append(
             f"No searched sigma has an F1 share above {LINEAR_SHARE}: the theory is not tested; search smaller ones."
@@ -108,7 +112,7 @@ def summary(records: Sequence[Record]) -> str:
 
 
 MACHINE = ("packages", "commit", "dirty", "num_devices", "device_kind", "machine")
-DOCUMENTED = ("title", "command", "scores_sha256", *MACHINE)
+DOCUMENTED = ("title", "scores_sha256", *MACHINE)
 """What a report repeats from `config.json`, `result.json` and `environment.json`."""
 
 
@@ -156,9 +160,10 @@ def write_report(run: Path, to: Path | None = None) -> Path:
 
 def _continue_command(run: Path) -> str:
     try:
-        return f"{rundir.read_json(run / 'config.json')['command']} --out {shlex.quote(str(run))}"
-    except (InvalidInput, KeyError):
-        return "the command that began it, once more"
+        by_command = "command" in rundir.read_json(run / "config.json")
+    except InvalidInput:
+        by_command = False
+    return f"lacuna sweep --resume {shlex.quote(str(run))}" if by_command else "the program that began it, once more"
 
 
 CAPTIONS = {
@@ -180,8 +185,9 @@ def _markdown(
     parts = [
         f"# Best of {n:,} draws: {config['title']}",
         summary(records),
-        _sigma_table(records),
-        f"Gains are base loss minus best loss{both}. Predicted: σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]. The rule: "
+        _sigma_table(records, UNITS[config.get("unit", "sigma")]),
+        f"Gains are base loss minus best loss{both}. Predicted: σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]"
+        f"{_of_what(config)}. The rule: "
         f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
@@ -190,13 +196,25 @@ def _markdown(
         _base_table(records),
         "## How it was run",
         _run_table(records, config, environment),
-        f"Run it again:\n\n```sh\n{config['command']}\n```",
+        *([f"Run it again:\n\n```sh\n{config['command']}\n```"] if "command" in config else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _sigma_table(records: Sequence[Record]) -> str:
-    head = ["σ", "relative radius", "F1 share", "F1 slope", "predicted gain", f"{_level(records)} band"]
+UNITS = {"sigma": "σ", "rms_radius": "σ, rms radius", "exact_radius": "σ, radius"}
+"""Head of the column of sigmas, by what they measure."""
+
+
+def _of_what(config: dict[str, Any]) -> str:
+    """What the letters of the prediction mean, where the noise is not the plain Gaussian one."""
+    family, unit = config.get("family", "gaussian"), config.get("unit", "sigma")
+    if family == "gaussian" and unit == "sigma":
+        return ""
+    return ", where |a|, H and u are those along the noise, for a step of σ = 1"
+
+
+def _sigma_table(records: Sequence[Record], unit: str) -> str:
+    head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{_level(records)} band"]
     tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
     head += [f"σ\\|a\\|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
@@ -216,16 +234,24 @@ def _base_table(records: Sequence[Record]) -> str:
         ["parameters P", f"{value(records, 'num_params'):,.0f}"],
         ["gradient norm \\|a\\|", f"{value(records, 'gradient_norm'):.4g}"],
         ["parameter norm \\|θ\\|", f"{value(records, 'params_norm'):.4g}"],
-        ["curvature along the gradient uᵀHu", f"{value(records, 'gradient_curvature'):.4g}"],
+        *_slope(records),
+        ["curvature along the gradient uᵀHu", f"{value(records, 'curvature_along'):.4g}"],
         ["trace of the Hessian", f"{trace:.4g} ± {error:.2g}"],
         ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
     ]
     return _table(["quantity", "value"], lines)
 
 
+def _slope(records: Sequence[Record]) -> list[list[str]]:
+    """The slope along the noise, where that is not the gradient's norm."""
+    slope, gradient_norm = value(records, "slope"), value(records, "gradient_norm")
+    return [] if math.isclose(slope, gradient_norm, rel_tol=1e-5) else [["slope along the noise", f"{slope:.4g}"]]
+
+
 def _run_table(records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any]) -> str:
     rate = value(records, "evaluation_rate")
     lines = [
+        ["noise", config.get("family", "gaussian")],
         ["candidates", f"{value(records, 'num_evaluations'):,.0f}"],
         ["candidates a second", _number(rate, ",.1f") or "all from the log"],
         ["losses that were not finite", _nonfinite(records)],

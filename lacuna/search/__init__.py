@@ -12,6 +12,9 @@ from lacuna.search.families import low_rank as low_rank
 from lacuna.search.families import rademacher as rademacher
 from lacuna.search.landscape import Landscape as Landscape
 from lacuna.search.landscape import landscape as landscape
+from lacuna.search.plan import SweepPlan as SweepPlan
+from lacuna.search.plan import plan_sweep as plan_sweep
+from lacuna.search.reporting import report_run as report_run
 from lacuna.search.run import run_sweep as run_sweep
 from lacuna.search.scaling import relative_scales as relative_scales
 from lacuna.search.scaling import scaled as scaled

@@ -55,8 +55,10 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     yield _record("band_level", BAND_LEVEL)
     yield _record("num_params", landscape.num_params)
     yield _record("gradient_norm", landscape.gradient_norm, "loss")
+    yield _record("slope", landscape.slope, "loss")
+    yield _record("is_predicted", landscape.is_predicted)
     yield _record("params_norm", landscape.params_norm)
-    yield _record("gradient_curvature", landscape.gradient_curvature, "loss")
+    yield _record("curvature_along", landscape.curvature_along, "loss")
     yield _record("curvature_trace", landscape.curvature_trace, "loss")
     yield _record("curvature_trace_error", landscape.curvature_trace_error, "loss")
     if result.num_scored:
@@ -68,7 +70,7 @@ def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     sweep = result.sweep
     for j, sigma in enumerate(sweep.sigmas):
         yield _record("num_nonfinite", np.sum(~np.isfinite(result.scores[:, j])), sigma=sigma)
-        radius = sigma * landscape.num_params**0.5 / landscape.params_norm if landscape.params_norm else np.nan
+        radius = sigma * landscape.step_norm / landscape.params_norm if landscape.params_norm else np.nan
         yield _record("relative_radius", radius, sigma=sigma)
     if not sweep.antithetic:
         return  # an odd part needs both signs
@@ -80,7 +82,7 @@ def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
         yield _record("f1_share", regime.share[j], sigma=sigma)
         yield _record("f1_slope", regime.f1_slope[j], sigma=sigma)
         yield _record("f2_slope", regime.f2_slope[j], sigma=sigma)
-        floor = theory.rounding_floor(result.base_score, sigma, landscape.gradient_norm)
+        floor = theory.rounding_floor(result.base_score, sigma, landscape.slope)
         yield _record("rounding_floor", floor, sigma=sigma)
     # sigma_star is one of the searched sigmas: give it as the user wrote it, not as float32 rounds it.
     found = np.asarray(regime.sigmas) == np.asarray(regime.sigma_star)
@@ -121,9 +123,9 @@ def _gain_by_sigma(result: SweepResult, landscape: Landscape) -> Iterator[Record
             yield _record(f"{quantity}_by_sigma", values[i], "loss", sigma=sigma)
     best = theory.best_sigma(
         sweep.num_candidates,
-        landscape.gradient_norm,
+        landscape.slope,
         landscape.curvature_trace,
-        landscape.gradient_curvature,
+        landscape.curvature_along,
         both_signs=both,
     )
     yield _record("predicted_best_sigma", best)
@@ -132,7 +134,7 @@ def _gain_by_sigma(result: SweepResult, landscape: Landscape) -> Iterator[Record
 def _predict(
     n: np.ndarray, sigma: float | Float[np.ndarray, "S"], landscape: Landscape, *, both_signs: bool
 ) -> dict[str, np.ndarray]:
-    slope, curvature = landscape.gradient_norm, (landscape.curvature_trace, landscape.gradient_curvature)
+    slope, curvature = landscape.slope, (landscape.curvature_trace, landscape.curvature_along)
     error = landscape.curvature_trace_error
     sigma32 = np.asarray(sigma, np.float32)
     low, high = theory.best_of_n_band(

@@ -50,7 +50,6 @@ def rescore(
     unit = sweep.scale(params)
     ids = np.asarray([c.index for c in candidates], np.uint32)
     scales = np.asarray([c.sigma * c.sign * unit for c in candidates], np.float32)
-    ids, scales = np.append(ids, ids[-1]), np.append(scales, scales[-1])  # MIN_TRIPS
     program = evaluate.program_of(loss, sweep.family, exact_radius=sweep.unit == "exact_radius")
     key = keys.root(sweep.seed)
-    return np.asarray(evaluate.score_candidates(program, sweep.family, params, batch, key, ids, scales))[:-1]
+    return np.asarray(evaluate.score_candidates(program, sweep.family, params, batch, key, ids, scales, np.int32(1)))

@@ -4,9 +4,9 @@ A score is the output of one loop body, `loss(params + scale * noise)`. Everythi
 change from run to run (chunk, devices, processes, how many sigmas); the body may not. Four habits keep it
 so:
 
-- signed sigmas are *data* of an inner `lax.map`, one after the other: a vmap over them changes bits;
-- loops run at least twice, or as often as data says: XLA inlines loops of one trip, and the body is then
-  compiled as part of what stands around it;
+- signed sigmas are *data* of an inner loop, one after the other: a vmap over them changes bits;
+- so is the number of trips: XLA inlines a loop that it knows to run once, and the body is then compiled as
+  part of what stands around it;
 - several candidates at once (`width` > 1) make other matrix products and other last bits, so the width is
   part of a run's identity, and finalists are scored again at width 1;
 - draws that are formed together (the block of a basis) are formed by one product of one size, whoever asks.
@@ -14,7 +14,7 @@ so:
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from lacuna import keys, meshes, trees
+from lacuna.errors import InvalidInput
 from lacuna.search.families import Family
 from lacuna.types import Batch, Delta, Key, Layer, Loss, Objective, Params
 
-MIN_TRIPS = 2
-"""Fewest trips of a loop of constant length that XLA keeps as a loop."""
+
+class Scales(NamedTuple):
+    """Signed scales at which a draw is scored.
+
+    Attributes:
+      values: +sigma, -sigma for every sigma in order, or +sigma alone; never fewer than two, because XLA takes what
+        does not change from trip to trip out of a loop.
+      count: how many of them are evaluated, as data; the scores of the others are zero.
+    """
+
+    values: Float[Array | np.ndarray, "C"]
+    count: Integer[Array | np.generic, ""]
+
+
+HERE = Scales(np.zeros(2, np.float32), np.int32(1))
+"""One candidate at the base point itself."""
 
 
 class Program(NamedTuple):
@@ -71,29 +86,41 @@ def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_
     return Program(Objective(objective.loss, None, layerwise), width, exact_radius)
 
 
-def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Float[np.ndarray, "C"]:
-    """`+sigma, -sigma` for every sigma in order (or `+sigma` alone), padded with zeros to two entries."""
+def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Scales:
+    """`+sigma, -sigma` for every sigma in order, or `+sigma` alone."""
     signs = (1.0, -1.0) if antithetic else (1.0,)
-    scales = [sigma * sign for sigma in sigmas for sign in signs]
-    return np.asarray(scales + [0.0] * (MIN_TRIPS - len(scales)), np.float32)
+    values = [sigma * sign for sigma in sigmas for sign in signs]
+    return Scales(np.asarray(values + [0.0] * (2 - len(values)), np.float32), np.int32(len(values)))
 
 
-def scores_on_line(
-    loss: Loss, params: Params, delta: Delta, scales: Float[Array, "C"], batch: Batch
-) -> Float[Array, "C"]:
-    """Losses at `params + scale * delta`, one scale after the other: the canonical loop body."""
+def _one_by_one(at: Callable[[Float[Array, ""]], Any], scales: Scales) -> Float[Array, "C"]:
+    """`at(scale)` for one scale after the other: the canonical loop, around the canonical body.
 
-    def at(scale: Float[Array, ""]) -> Float[Array, ""]:
-        return loss(trees.axpy(scale, delta, params), batch).astype(jnp.float32)
+    Raises:
+      InvalidInput: at trace time, if `at` does not give one floating-point number.
+    """
+    values = jnp.asarray(scales.values)
 
-    return lax.map(at, scales)
+    def trip(i: Integer[Array, ""], scores: Float[Array, "C"]) -> Float[Array, "C"]:
+        found = at(values[i])
+        if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+            got = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", found)
+            raise InvalidInput("loss(params, batch) must return one floating-point scalar", got=got)
+        return scores.at[i].set(found.astype(jnp.float32))
+
+    return lax.fori_loop(0, scales.count, trip, jnp.zeros_like(values))
+
+
+def scores_on_line(loss: Loss, params: Params, delta: Delta, scales: Scales, batch: Batch) -> Float[Array, "C"]:
+    """Losses at `params + scale * delta`, one scale after the other."""
+    return _one_by_one(lambda scale: loss(trees.axpy(scale, delta, params), batch), scales)
 
 
 def _scores_layer_by_layer(
     objective: Objective,
     params: Params,
     noise: Callable[[str, Layer, Array], Array],
-    scales: Float[Array, "C"],
+    scales: Scales,
     batch: Batch,
 ) -> Float[Array, "C"]:
     """The same for an objective that asks for its weights leaf by leaf; noise is made anew for each scale."""
@@ -104,20 +131,18 @@ def _scores_layer_by_layer(
         def move(leaf_name: str, layer: Layer, leaf: Array) -> Array:
             return trees.axpy(scale, noise(leaf_name, layer, leaf), leaf)
 
-        return perturbed_loss(params, move, batch).astype(jnp.float32)
+        return perturbed_loss(params, move, batch)
 
-    return lax.map(at, scales)
+    return _one_by_one(at, scales)
 
 
-def _scores_of_delta(
-    program: Program, params: Params, batch: Batch, scales: Float[Array, "C"], delta: Delta
-) -> Float[Array, "C"]:
+def _scores_of_delta(program: Program, params: Params, batch: Batch, scales: Scales, delta: Delta) -> Float[Array, "C"]:
     """One draw that is there, at every signed scale."""
     return scores_on_line(program.objective.loss, params, delta, _lengths(program.exact_radius, scales, delta), batch)
 
 
-def _lengths(exact_radius: bool, scales: Float[Array, "*C"], delta: Delta) -> Float[Array, "*C"]:
-    return scales / trees.norm(delta) if exact_radius else scales
+def _lengths(exact_radius: bool, scales: Scales, delta: Delta) -> Scales:
+    return Scales(scales.values / trees.norm(delta), scales.count) if exact_radius else scales
 
 
 def scores_of_draw(
@@ -127,7 +152,7 @@ def scores_of_draw(
     batch: Batch,
     key: Key,
     index: Integer[Array, ""],
-    scales: Float[Array, "C"],
+    scales: Scales,
 ) -> Float[Array, "C"]:
     """One draw of noise at every signed scale; `family.block` is 1."""
     of_draw = keys.candidate(key, index)
@@ -169,7 +194,7 @@ def local_scores(
     params: Params,
     batch: Batch,
     key: Key,
-    scales: Float[Array, "C"],
+    scales: Scales,
     first: Integer[Array, ""],
     trips: Integer[Array, ""],
     capacity: int,
@@ -202,7 +227,7 @@ def local_scores(
         at = i.astype(jnp.uint32) * size
         return lax.dynamic_update_slice(scores, of_unit(first + at), (at, jnp.uint32(0)))
 
-    return lax.fori_loop(0, trips, trip, jnp.zeros((capacity * size, scales.shape[0]), jnp.float32))
+    return lax.fori_loop(0, trips, trip, jnp.zeros((capacity * size, scales.values.shape[0]), jnp.float32))
 
 
 def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, capacity: int) -> jax.stages.Wrapped:
@@ -226,7 +251,7 @@ def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, c
         params: Params,
         batch: Batch,
         key: Key,
-        scales: Array,
+        scales: Scales,
         first: Array,
         trips: Array,
         control: Array,
@@ -264,7 +289,7 @@ _scores_on_line = jax.jit(scores_on_line, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
-def _scores_where_it_is(objective: Objective, params: Params, batch: Batch, scales: Array) -> Float[Array, "C"]:
+def _scores_where_it_is(objective: Objective, params: Params, batch: Batch, scales: Scales) -> Float[Array, "C"]:
     def standing(leaf_name: str, layer: Layer, leaf: Array) -> Array:
         del leaf_name, layer
         return leaf.astype(jnp.float32)
@@ -280,11 +305,11 @@ def score(loss: Loss | Objective, params: Params, batch: Batch) -> Float[Array, 
     """
     # The point itself serves as the direction, at scale zero, and both are data: constants would be folded
     # away, and the loop body would no longer be the sweep's.
-    objective, nowhere = loss if isinstance(loss, Objective) else Objective(loss), np.zeros(MIN_TRIPS, np.float32)
+    objective = loss if isinstance(loss, Objective) else Objective(loss)
     if objective.perturbed_loss is not None:
         objective = objective._replace(predict=None)
-        return _scores_where_it_is(objective, params, batch, nowhere)[0]
-    return _scores_on_line(objective.loss, params, params, nowhere, batch)[0]
+        return _scores_where_it_is(objective, params, batch, HERE)[0]
+    return _scores_on_line(objective.loss, params, params, HERE, batch)[0]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -296,17 +321,23 @@ def score_candidates(
     key: Key,
     ids: Integer[Array, "K"],
     scales: Float[Array, "K"],
+    count: Integer[Array | np.generic, ""],
 ) -> Float[Array, "K"]:
-    """Losses of single candidates `(id, signed scale)` at width 1: the canonical program for finalists."""
+    """Losses of single candidates `(id, signed scale)` at width 1: the canonical program for finalists.
 
-    def of_candidate(where: tuple[Array, Array]) -> Array:
-        index, scale = where
-        twice = jnp.full(MIN_TRIPS, scale)
+    Args:
+      count: one, as data.
+    """
+
+    def of_candidate(i: Integer[Array, ""], found: Float[Array, "K"]) -> Float[Array, "K"]:
+        alone = Scales(jnp.stack([scales[i], 0.0]), count)
         if family.block == 1:
-            return scores_of_draw(program, family, params, batch, key, index, twice)[0]
-        return _scores_of_delta(program, params, batch, twice, draw(family, params, key, index))[0]
+            scored = scores_of_draw(program, family, params, batch, key, ids[i], alone)
+        else:
+            scored = _scores_of_delta(program, params, batch, alone, draw(family, params, key, ids[i]))
+        return found.at[i].set(scored[0])
 
-    return lax.map(of_candidate, (ids, scales))
+    return lax.fori_loop(0, jnp.asarray(count) * len(ids), of_candidate, jnp.zeros_like(scales))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -315,4 +346,4 @@ def perturb(
 ) -> Params:
     """`params + scale * noise(index)`: the weights of one candidate."""
     delta = draw(family, params, key, index)
-    return trees.axpy(_lengths(exact_radius, scale, delta), delta, params)
+    return trees.axpy(scale / trees.norm(delta) if exact_radius else scale, delta, params)

@@ -114,6 +114,10 @@ class Family(ABC):
         """The draws of a block of keys [b], formed together."""
         return jax.vmap(lambda key: self.draw(key, like))(keys_of_block)
 
+    def dimension(self, like: Params) -> int:
+        """Of the space that the noise fills."""
+        return trees.size(like)
+
     def mean_square(self, like: Params) -> float:
         """Mean square norm of a draw: the number of coordinates that it moves, each counted with its variance."""
         return math.fsum(float(np.sum(norms)) for norms in self.square_norms(like).values())

@@ -1,64 +1,115 @@
-"""What the theory needs to know of the base point: slope and curvature of the loss that is scored."""
+"""What the theory needs to know of the base point: slope and curvature of the loss that is scored.
 
+For noise with the covariance C, the loss at `theta + sigma * noise` has the slope `sqrt(a^T C a)` in sigma, and the
+curvatures `tr(H C)` and `w^T H w` along `w = C a / sqrt(a^T C a)`: those of a Gaussian search, whatever the basis or
+the scales. A radius as the unit of sigma divides the noise by its mean length.
+"""
+
+import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from lacuna import derivatives, keys, trees
-from lacuna.types import Batch, Key, Loss, Objective, Params
+from lacuna.search import evaluate
+from lacuna.search.families import Family
+from lacuna.search.sweep import Sweep
+from lacuna.types import Batch, Delta, Key, Loss, Objective, Operator, Params
+
+FEW_DIMENSIONS = 1000
+"""Fewer than these, and a point on a sphere is not as good as normal along a direction."""
 
 
 class Landscape(NamedTuple):
-    """The loss to second order around a point; each a float.
+    """The loss to second order around a point, in the unit of sigma; each a float.
 
     Attributes:
+      slope: of the loss along the noise: its standard deviation for a sigma of one, to first order. For Gaussian
+        noise on all coordinates this is `|a|`.
+      curvature_along: along the direction in which the noise follows the gradient, `u^T H u` for Gaussian noise; 0
+        where the slope vanishes.
+      curvature_trace: `tr H` over the noise, an estimate.
+      curvature_trace_error: its standard error.
       gradient_norm: `|a|`, a the gradient on the scored batch.
       params_norm: `|theta|`, for the relative radius.
-      gradient_curvature: `u^T H u` along the unit gradient `u = a / |a|`; 0 where the gradient vanishes.
-      curvature_trace: `tr H`, a Hutchinson estimate.
-      curvature_trace_error: its standard error.
+      step_norm: root mean square length of a step for a sigma of one.
       num_params: P.
+      is_predicted: whether the noise is as good as normal along any direction, so that the theorem is about it.
     """
 
-    gradient_norm: float
-    params_norm: float
-    gradient_curvature: float
+    slope: float
+    curvature_along: float
     curvature_trace: float
     curvature_trace_error: float
+    gradient_norm: float
+    params_norm: float
+    step_norm: float
     num_params: int
+    is_predicted: bool = True
 
 
 def landscape(
-    loss: Loss | Objective, params: Params, batch: Batch, *, seed: int = 0, num_probes: int = 64
+    loss: Loss | Objective, params: Params, batch: Batch, sweep: Sweep, *, seed: int = 0, num_probes: int = 64
 ) -> Landscape:
-    """Measure gradient and curvature of the loss that a sweep scores.
+    """Measure slope and curvature of the loss that a sweep scores, along its noise.
 
     Args:
       loss: the sweep's loss; it must be twice differentiable.
       params: the base point.
       batch: the scored batch: the theory is about this loss, not about the loss on all data.
+      sweep: its family and unit count.
       seed: of the probes of the trace.
       num_probes: Hessian products for the trace; its error falls with the square root.
     """
     loss = loss.loss if isinstance(loss, Objective) else loss
-    measured = _measure(loss, num_probes, params, batch, keys.stream(seed, "landscape"))
-    return Landscape(*(float(x) for x in measured), num_params=trees.size(params))
+    family = sweep.family
+    family.check(params)
+    scale = sweep.mean_scale(params)
+    measured = _measure(loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
+    slope, along, trace, error, gradient_norm, params_norm = (float(x) for x in measured)
+    return Landscape(
+        slope=scale * slope,
+        curvature_along=scale**2 * along,
+        curvature_trace=scale**2 * trace,
+        curvature_trace_error=scale**2 * error,
+        gradient_norm=gradient_norm,
+        params_norm=params_norm,
+        step_norm=scale * math.sqrt(family.mean_square(params)),
+        num_params=trees.size(params),
+        is_predicted=family.normal and (sweep.unit != "exact_radius" or family.dimension(params) >= FEW_DIMENSIONS),
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measure(loss: Loss, num_probes: int, params: Params, batch: Batch, key: Key) -> tuple[Float[Array, ""], ...]:
+def _measure(
+    loss: Loss, num_probes: int, family: Family, params: Params, batch: Batch, key: Key
+) -> tuple[Float[Array, ""], ...]:
     gradient = jax.grad(loss)(params, batch)
-    gradient_norm = trees.norm(gradient)
+    followed = family.covariance(gradient)
+    slope = jnp.sqrt(trees.dot(gradient, followed))
     product = derivatives.hvp(loss, params, batch)
-    inverse = jax.numpy.where(gradient_norm > 0, 1 / gradient_norm, 0.0)
-    unit = jax.tree.map(lambda g: (g * inverse).astype(g.dtype), gradient)
-    trace = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
-    return (
-        gradient_norm,
-        trees.norm(params),
-        trees.dot(unit, product(unit)),
-        trace.mean,
-        trace.standard_error,
-    )
+    inverse = jnp.where(slope > 0, 1 / slope, 0.0)
+    unit = jax.tree.map(lambda f, p: (f * inverse).astype(p.dtype), followed, params)
+    if family.isotropic:
+        trace, error = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
+    else:
+        trace, error = _trace_over(family, product, params, key, num_probes)
+    return slope, trees.dot(unit, product(unit)), trace, error, trees.norm(gradient), trees.norm(params)
+
+
+def _trace_over(
+    family: Family, product: Operator, params: Params, key: Key, num_probes: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`tr(H C) = E <noise, H noise>`, and its standard error."""
+
+    def quadratic_form(index: Array) -> Float[Array, ""]:
+        noise = evaluate.draw(family, params, key, index)
+        probe: Delta = jax.tree.map(lambda d, p: d.astype(p.dtype), noise, params)
+        return trees.dot(probe, product(probe))
+
+    forms = lax.map(quadratic_form, jnp.arange(num_probes, dtype=jnp.uint32))
+    return jnp.mean(forms), jnp.std(forms, ddof=1) / num_probes**0.5

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
@@ -29,7 +28,7 @@ from lacuna.search.run_folder import LOG, open_run
 from lacuna.search.select import Candidate, TopK
 from lacuna.search.stepper import Block, Stepper
 from lacuna.search.stopping import SweepStopped, stop_asked
-from lacuna.search.sweep import Sweep, SweepResult, table_sha256
+from lacuna.search.sweep import Sweep, SweepResult, config_of, table_sha256
 from lacuna.types import Batch, Loss, Objective, Params
 
 Progress = Callable[[int, int], None]
@@ -105,8 +104,10 @@ def run_sweep(
       mesh: as `meshes.candidate_mesh()` or `meshes.model_mesh(m)`. Default: the one that `params` lie on, or all
         devices.
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
+        `report_run` adds the report.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
-      documents: JSON documents by file name, kept in `out` if it holds no score yet.
+      documents: JSON documents by file name, kept in `out` if it holds no score yet; default: `config.json` with the
+        settings, `environment.json` with versions and machine.
       progress: called once everything is compiled, and after every chunk.
       notice: told in a sentence of damage to the log, whose draws are scored again.
 
@@ -126,16 +127,17 @@ def run_sweep(
             "a sweep needs a mesh with the axis `candidates`", got=mesh.axis_names, hint="candidate_mesh()"
         )
     program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
-    _check_loss(program.objective, params, batch)
+    machine = meshes.describe(mesh)
     keys.check_distinct(trees.leaf_names(params))
-    base_score = float(evaluate.score(program.objective, params, batch))
+    stepper = Stepper(program, sweep, params, batch, mesh)
+    narrow = sweep.width == 1  # else finalists are scored by another program than the step, and so is the base point
+    base_score = stepper.base_score() if narrow else float(evaluate.score(program.objective, params, batch))
     if not math.isfinite(base_score):
         raise NotFinite(
             "the loss at the base point must be finite to search around it",
             got=base_score,
             hint="check the parameters and the batch",
         )
-    stepper = Stepper(program, sweep, params, batch, mesh)
     scores = np.full((sweep.num_candidates, len(sweep.sigmas), sweep.num_signs), np.nan, np.float32)
     known = np.zeros(sweep.num_candidates, bool)
     folder = None
@@ -148,7 +150,8 @@ def run_sweep(
             if known.any():
                 _check_same_loss(scores, known, stepper, mesh, folder.path)
             else:  # what was scored was scored under the documents that are there
-                folder.write_documents(documents or {})
+                made = {"config.json": config_of(sweep), "environment.json": rundir.environment(machine)}
+                folder.write_documents(made | dict(documents or {}))
         num_known = int(known.sum())
         if progress is not None:
             progress(num_known, sweep.num_candidates)
@@ -172,6 +175,7 @@ def run_sweep(
         sha256=table_sha256(scores),
         num_scored=sweep.num_candidates - num_known,
         wall_s=wall_s,
+        machine=machine,
     )
 
 
@@ -291,9 +295,3 @@ def _check_same_loss(
             got=f"{again.reshape(-1)[0]:.9g} now against {before.reshape(-1)[0]:.9g} there",
             hint="the loss, the versions and the machine of that run, or another --out folder",
         )
-
-
-def _check_loss(objective: Objective, params: Params, batch: Batch) -> None:
-    shape = jax.eval_shape(objective.loss, params, batch)
-    if getattr(shape, "shape", None) != () or not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise InvalidInput("loss(params, batch) must return one floating-point scalar", got=shape)

@@ -58,6 +58,23 @@ def check_vacant(out: Path) -> None:
         raise RunMismatch(f"{out} is not empty and holds no sweep", hint="another --out folder")
 
 
+def check_run(out: Path) -> int:
+    """How many draws of the sweep in `out` are scored, up to the last one.
+
+    Raises:
+      InvalidInput: it holds no sweep.
+    """
+    identity = rundir.read_json(out / STAMP)
+    if not (out / LOG).exists():
+        return 0
+    try:
+        ledger = Ledger(out / LOG, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1))
+    except (KeyError, TypeError) as fault:
+        raise InvalidInput(f"{out / STAMP} must be the identity of a sweep", got=f"no {fault}") from fault
+    ledger.close()
+    return ledger.num_draws
+
+
 def _check_identity(stamp: Path, identity: dict[str, Any]) -> None:
     try:
         known = rundir.read_json(stamp)

@@ -34,7 +34,7 @@ class Scaled(Family):
     """
 
     inner: Family
-    scales: tuple[Float[Array, "*layers"], ...]
+    scales: tuple[Any, ...]  # Float[Array, "*layers"], and whatever else JAX puts into a tree
     patterns: tuple[str, ...]
 
     isotropic = False
@@ -112,10 +112,13 @@ class Scaled(Family):
     def covariance(self, delta: Delta) -> Delta:
         return self._times_scales(self.inner.covariance(self._times_scales(delta)))
 
+    def dimension(self, like: Params) -> int:
+        return self.inner.dimension(like)
+
     def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, norms: np.ndarray) -> np.ndarray:
             scale = self.scale(name)
-            return np.zeros_like(norms) if scale is None else norms * np.asarray(scale, np.float64) ** 2
+            return np.asarray(norms * (0.0 if scale is None else np.asarray(scale, np.float64) ** 2))
 
         return {name: of_leaf(name, norms) for name, norms in self.inner.square_norms(like).items()}
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +57,12 @@ class Stepper:
 
     The number of draws of a chunk is data, so one program serves them all. It follows the clock: by the first
     host's, since all have to dispatch the same.
+
+    Attributes:
+      step: as `evaluate.make_step` gives it.
+      compiled: the same, compiled for `arguments`.
+      granule: draws of a chunk of one trip, over all devices.
+      capacity: most trips of a chunk.
     """
 
     def __init__(self, program: Program, sweep: Sweep, params: Params, batch: Batch, mesh: Mesh):
@@ -64,15 +70,30 @@ class Stepper:
         self._shape = (len(sweep.sigmas), sweep.num_signs)
         self._unit = evaluate.unit(sweep.family, program.width)
         self._align = sweep.family.block
-        self._granule = mesh.shape[meshes.CANDIDATES] * self._unit
-        room = max(ROOM, 256 * self._granule) if sweep.chunk is None else sweep.chunk
-        self._capacity = math.ceil(min(room, sweep.num_candidates + self._align) / self._granule)
-        self._fixed_trips = None if sweep.chunk is None else self._capacity
+        self.granule = mesh.shape[meshes.CANDIDATES] * self._unit
+        room = max(ROOM, 256 * self.granule) if sweep.chunk is None else sweep.chunk
+        self.capacity = math.ceil(min(room, sweep.num_candidates + self._align) / self.granule)
+        self._fixed_trips = None if sweep.chunk is None else self.capacity
         factor = sweep.scale(params)
         scales = evaluate.signed_scales(tuple(sigma * factor for sigma in sweep.sigmas), sweep.antithetic)
         self._fixed = meshes.place((sweep.family, params, batch, keys.root(sweep.seed), scales), mesh)
-        step = evaluate.make_step(program, sweep.family, self._fixed[1], mesh, capacity=self._capacity)
-        self._step = step.lower(*self._fixed, np.uint32(0), np.int32(1), self._control(0, 0)).compile()
+        self.step = evaluate.make_step(program, sweep.family, self._fixed[1], mesh, capacity=self.capacity)
+        self.compiled = self.step.lower(*self.arguments(0, 1)).compile()
+
+    def arguments(self, first: int, trips: int, word: int = 0, wanted: int = 0) -> tuple[Any, ...]:
+        """Of the step: it evaluates `trips` units of draws on every device, from draw `first` on."""
+        return *self._fixed, np.uint32(first % keys.SEED_LIMIT), np.int32(trips), self._control(word, wanted)
+
+    def run(self, first: int, trips: int) -> None:
+        """Evaluate a chunk, wait for it and drop it."""
+        jax.block_until_ready(self.compiled(*self.arguments(first, trips)))
+
+    def base_score(self) -> float:
+        """The loss at the base point, as a candidate of no size scores it."""
+        family, params, batch, key, scales = self._fixed
+        nowhere = meshes.place(evaluate.Scales(np.zeros_like(scales.values), np.int32(1)), self._mesh)
+        scores, _ = self.compiled(family, params, batch, key, nowhere, *self.arguments(0, 1)[len(self._fixed) :])
+        return float(np.asarray(scores)[0, 0])
 
     def blocks(self, ranges: Sequence[Range], *, stop: Callable[[], int] = lambda: 0) -> Iterator[Block]:
         """The scores of these ranges of draws, chunk by chunk, in order.
@@ -100,22 +121,20 @@ class Stepper:
             if self._fixed_trips is None:
                 trips = max(1, int(said[1]))
                 rate = one.trips / max(read_at - began, 1e-9)
-                wanted = max(1, min(self._capacity, GROWTH * one.trips, round(rate * CHUNK_S)))
+                wanted = max(1, min(self.capacity, GROWTH * one.trips, round(rate * CHUNK_S)))
             yield Block(one.start, scores, word)
 
     def _dispatch(self, todo: deque[Range], trips: int, word: int, wanted: int) -> _InFlight:
         """Send the next chunk off and take it from what is to do."""
         start, end = todo.popleft()
         aligned = start - start % self._align  # what is formed together begins where every run begins it
-        trips = min(trips, math.ceil((end - aligned) / self._granule))
-        stop = min(end, aligned + trips * self._granule)
+        trips = min(trips, math.ceil((end - aligned) / self.granule))
+        stop = min(end, aligned + trips * self.granule)
         if stop < end:
             todo.appendleft((stop, end))
-        first = np.uint32(aligned % keys.SEED_LIMIT)
-        said = self._control(word, wanted if hosts.is_first() else 0)
         sent_at = time.perf_counter()
-        scores, heard = self._step(*self._fixed, first, np.int32(trips), said)
-        return _InFlight(start, stop, aligned, trips, sent_at, scores, heard)
+        sent = self.compiled(*self.arguments(aligned, trips, word, wanted if hosts.is_first() else 0))
+        return _InFlight(start, stop, aligned, trips, sent_at, *sent)
 
     def _control(self, word: int, wanted: int) -> Array:
         """What this process says to all of them."""
@@ -126,7 +145,7 @@ class Stepper:
         return jax.make_array_from_callback(shape, sharding, lambda part: mine[part])
 
     def _host_scores(self, one: _InFlight) -> Float[np.ndarray, "n sigmas signs"]:
-        of_devices = np.asarray(one.scores).reshape(-1, self._capacity * self._unit, one.scores.shape[1])
+        of_devices = np.asarray(one.scores).reshape(-1, self.capacity * self._unit, one.scores.shape[1])
         draws = of_devices[:, : one.trips * self._unit].reshape(-1, one.scores.shape[1])
         asked = draws[one.start - one.aligned : one.stop - one.aligned, : math.prod(self._shape)]
         return asked.reshape(-1, *self._shape)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class InBasis(Family):
       layered: which leaves carry a layer axis.
     """
 
-    rows: Rows
+    rows: Any  # Rows, and whatever else JAX puts into a tree
     rank: int
     method: str
     block: int
@@ -75,6 +76,9 @@ class InBasis(Family):
 
     def covariance(self, delta: Delta) -> Delta:
         return ops.combine(ops.products(self.rows, delta), self.rows)
+
+    def dimension(self, like: Params) -> int:
+        return self.rank
 
     def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, rows: Array) -> np.ndarray:

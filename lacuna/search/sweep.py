@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -107,20 +107,29 @@ class Sweep:
           LacunaError: the family does not fit the tree, or moves none of it.
         """
         self.family.check(params)
-        mean_square = self.family.mean_square(params)
-        if not mean_square > 0:
+        if not self.family.mean_square(params) > 0:
             raise InvalidInput("a family must move at least one number", got=f"`{self.family.name}`, which moves none")
-        scale = 1 / math.sqrt(mean_square) if self.unit == "rms_radius" else 1.0
+        scale = self.mean_scale(params) if self.unit == "rms_radius" else 1.0
         if np.float32(self.sigmas[0] * scale) < np.finfo(np.float32).tiny:
             raise InvalidInput(
                 "steps must be large enough for float32", got=f"{self.sigmas[0] * scale:g} per coordinate"
             )
         return scale
 
+    def mean_scale(self, params: Params) -> float:
+        """The same on average over draws, an exact radius included."""
+        return 1.0 if self.unit == "sigma" else 1 / math.sqrt(self.family.mean_square(params))
+
     @property
     def num_evaluations(self) -> int:
         """Losses evaluated: draws x sigmas x signs."""
         return self.num_candidates * len(self.sigmas) * self.num_signs
+
+
+def config_of(sweep: Sweep) -> dict[str, Any]:
+    """The settings of a sweep, as `config.json` keeps them."""
+    options = {field.name: getattr(sweep, field.name) for field in fields(sweep)}
+    return options | {"family": sweep.family.name, "title": "a loss of your own"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,7 @@ class SweepResult:
       sha256: of the table, little-endian float32 in index order, NaN canonical.
       num_scored: draws scored in this call (fewer than all after a resume).
       wall_s: seconds that those took, without compilation.
+      machine: as `meshes.describe` gives it.
     """
 
     sweep: Sweep
@@ -144,6 +154,7 @@ class SweepResult:
     sha256: str
     num_scored: int
     wall_s: float
+    machine: dict[str, Any]
 
     @property
     def best(self) -> Candidate | None:

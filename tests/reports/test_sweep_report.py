@@ -72,7 +72,7 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(tmp_path):
     run_folder(tmp_path, [])
     (tmp_path / "records.jsonl").unlink()
     (tmp_path / "identity.json").write_text("{}")
-    with pytest.raises(InvalidInput, match=rf"interrupted. Try: lacuna sweep --out {re.escape(str(tmp_path))}"):
+    with pytest.raises(InvalidInput, match=rf"interrupted. Try: lacuna sweep --resume {re.escape(str(tmp_path))}"):
         sweep_report.write_report(tmp_path)
     assert not (tmp_path / "figures").exists()
 

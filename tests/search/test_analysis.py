@@ -24,7 +24,7 @@ def cracked_loss(params, batch):
 def found_by(loss, sweep):
     _, params, batch = problems.small()
     result = run_sweep(loss, params, batch, sweep)
-    flat = search.Landscape(1.0, 1.0, 0.0, 0.0, 0.0, num_params=5)
+    flat = search.Landscape(1.0, 0.0, 0.0, 0.0, 1.0, 1.0, step_norm=5**0.5, num_params=5)
     return result, search.sweep_records(result, flat)
 
 

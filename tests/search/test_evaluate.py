@@ -68,7 +68,7 @@ def test_bfloat16_candidates_score_the_recorded_bits():
 def test_pmap_over_the_same_step_gives_the_same_bits(problem, sweep, reference):
     of_device = partial(local_scores, program_of(problem.loss, sweep.family), sweep.family, capacity=5)
     over_devices = jax.pmap(of_device, in_axes=(None,) * 4 + (0, None))
-    scales = jnp.asarray(signed_scales(sweep.sigmas, sweep.antithetic))
+    scales = signed_scales(sweep.sigmas, sweep.antithetic)
     firsts = jnp.arange(0, 40, 5, dtype=jnp.uint32)
     scores = over_devices(problem.params, problem.batch, keys.root(sweep.seed), scales, firsts, jnp.int32(5))
     np.testing.assert_array_equal(np.asarray(scores).reshape(reference.scores.shape), reference.scores)
@@ -83,8 +83,10 @@ def test_the_base_point_scores_what_a_candidate_of_no_size_does(problem, referen
     ("sigmas", "antithetic", "scales"),
     [((0.5, 2.0), True, [0.5, -0.5, 2, -2]), ((0.5,), True, [0.5, -0.5]), ((0.5,), False, [0.5, 0])],
 )
-def test_signed_scales_keep_the_loop_a_loop(sigmas, antithetic, scales):
-    np.testing.assert_array_equal(signed_scales(sigmas, antithetic), np.float32(scales))
+def test_signed_scales_are_told_with_their_number_as_data(sigmas, antithetic, scales):
+    values, count = signed_scales(sigmas, antithetic)
+    np.testing.assert_array_equal(values, np.float32(scales))
+    assert count == np.count_nonzero(scales)
 
 
 def test_the_problem_tells_programs_apart(problem, sweep, reference):

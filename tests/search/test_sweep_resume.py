@@ -107,7 +107,7 @@ def test_a_run_whose_first_scores_are_nan_resumes(tmp_path):
 def test_a_run_folder_holds_the_identity_the_log_the_table_and_the_documents(tmp_path):
     out = tmp_path / "deep" / "run"
     run_sweep(*problems.small(), SWEEP, out=str(out), documents={"config.json": {"a": [1, 2]}})
-    assert sorted(files(out)) == ["config.json", "identity.json", "scores.log", "scores.parquet"]
+    assert sorted(files(out)) == ["config.json", "environment.json", "identity.json", "scores.log", "scores.parquet"]
     assert json.loads(files(out)["config.json"]) == {"a": [1, 2]}
     identity = json.loads(files(out)["identity.json"])
     assert identity["sigmas"] == [0.1, 0.4]

@@ -1,0 +1,74 @@
+"""The report of a finished run: what its scores say beside what was predicted, written into its folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lacuna import hosts
+from lacuna.reports import records as record_files
+from lacuna.reports import rundir, sweep_report
+from lacuna.reports.records import Record
+from lacuna.search.analysis import held_out_records, sweep_records
+from lacuna.search.landscape import landscape
+from lacuna.search.sweep import SweepResult, config_of
+from lacuna.types import Batch, Loss, Objective, Params
+
+
+def report_run(
+    out: Path | str,
+    result: SweepResult,
+    loss: Loss | Objective,
+    params: Params,
+    batch: Batch,
+    *,
+    held_out: Batch | None = None,
+    records: Sequence[Record] = (),
+    config: Mapping[str, Any] | None = None,
+    num_probes: int = 64,
+) -> tuple[Path, list[Record]]:
+    """Predict, score the winners again, and write `records.jsonl`, the figures and `report.md` of a run.
+
+    An interrupted call leaves the report that was there. Every host calls it, the first one writes.
+
+    Args:
+      out: folder of the run.
+      result: of `run_sweep` with this `out`.
+      loss: its loss; twice differentiable, for the prediction.
+      params: its base point.
+      batch: what it scored.
+      held_out: rows of the same kind that it did not see, for what survives of the gain.
+      records: others to keep and to show, of the quantity `metric`.
+      config: what `config.json` is to say besides the settings: `title`, and the `command` that runs it again.
+      num_probes: Hessian products for the estimate of the curvature's trace.
+
+    Returns:
+      The path of `report.md`, and all records.
+    """
+    out = Path(out)
+    found = sweep_records(result, landscape(loss, params, batch, result.sweep, num_probes=num_probes))
+    if held_out is not None:
+        found += held_out_records(result, loss, params, batch, held_out)
+    found += records
+
+    def write() -> str:
+        # Only now: an interrupted extension leaves the report of what was finished as it was.
+        known = rundir.read_json(out / "config.json")
+        kept = {name: known[name] for name in ("title", "command") if name in known}
+        rundir.write_json(out / "config.json", known | config_of(result.sweep) | kept | dict(config or {}))
+        rundir.write_json(out / "environment.json", _environment(out, result))
+        rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
+        record_files.write(out / "records.jsonl", found)
+        return str(sweep_report.write_report(out))
+
+    return Path(hosts.agree(write)), found
+
+
+def _environment(out: Path, result: SweepResult) -> dict[str, Any]:
+    """What the scores were made with: of this call if it scored any, and of earlier ones that did it otherwise."""
+    before = rundir.read_json(out / "environment.json")
+    if not result.num_scored:
+        return before
+    now = rundir.environment(result.machine)
+    told = ("commit", "dirty", "machine", "num_devices", "device_kind")
+    earlier = [*before.get("earlier", []), {name: before[name] for name in told}]
+    return now | {"earlier": [one for one in earlier if one != {name: now[name] for name in told}]}
