@@ -115,7 +115,7 @@ class Scaled(Family):
     def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, norms: np.ndarray) -> np.ndarray:
             scale = self.scale(name)
-            return np.zeros_like(norms) if scale is None else norms * np.asarray(scale, np.float64) ** 2
+            return np.zeros_like(norms) if scale is None else np.asarray(norms * np.asarray(scale, np.float64) ** 2)
 
         return {name: of_leaf(name, norms) for name, norms in self.inner.square_norms(like).items()}
 
