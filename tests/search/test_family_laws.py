@@ -39,9 +39,9 @@ def stacked(name):
     return name == "layers"
 
 
-def basis_of(method_seed=1):
+def basis_of(seed=1):
     """Rank 3 in four rows: the last is the sum of two others."""
-    rows = RNG.normal(size=(4, 9)) if method_seed is None else np.random.default_rng(method_seed).normal(size=(4, 9))
+    rows = np.random.default_rng(seed).normal(size=(4, 15))
     rows[3] = rows[0] + rows[1]
     return geometry.orthonormalise(jax.tree.map(jnp.asarray, oracles.like_rows(rows, POINT)))
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_a_basis_or_a_scale_is_refused():
     for scales in ({"(": 1.0}, {"w": -1.0}, {"w": float("nan")}, {"w": 0.0}, {"w": "x"}):
         with pytest.raises(InvalidInput):
             scaled(gaussian(), scales)
-    with pytest.raises(InvalidInput, match="`head/.*`, beside leaves such as"):
+    with pytest.raises(InvalidInput, match=r"`head/\.\*`, beside leaves such as"):
         scaled(gaussian(), {"head/.*": 1.0}).check(POINT)
     with pytest.raises(InvalidInput, match="must fit leaf `layers`; got 3 for 2 layers"):
         scaled(gaussian(stacked=stacked), {"layers": [1.0, 2.0, 3.0]}).check(POINT)
