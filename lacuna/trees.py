@@ -124,13 +124,13 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
 
     def move(d: Array, p: Array) -> Array:
         wide = jnp.promote_types(p.dtype, jnp.float32)
-        step = _rounded(jnp.asarray(scale, wide) * _rounded(d.astype(wide)))
+        step = rounded(jnp.asarray(scale, wide) * rounded(d.astype(wide)))
         return (p.astype(wide) + step).astype(p.dtype)
 
     return jax.tree.map(move, delta, params)
 
 
-def _rounded(x: Array) -> Array:
+def rounded(x: Array) -> Array:
     """`x` itself, as a value that the compiler must have rounded at this point.
 
     Otherwise XLA multiplies the scale into whatever made the delta, or contracts product and sum into a

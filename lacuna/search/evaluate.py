@@ -136,13 +136,42 @@ def _scores_layer_by_layer(
     return _one_by_one(at, scales)
 
 
-def _scores_of_delta(program: Program, params: Params, batch: Batch, scales: Scales, delta: Delta) -> Float[Array, "C"]:
+def _scores_of_delta(
+    program: Program, family: Family, params: Params, batch: Batch, scales: Scales, delta: Delta
+) -> Float[Array, "C"]:
     """One draw that is there, at every signed scale."""
-    return scores_on_line(program.objective.loss, params, delta, _lengths(program.exact_radius, scales, delta), batch)
+    if program.exact_radius:
+        scales = scales._replace(values=scales.values / _length_of(family, delta))
+    return scores_on_line(program.objective.loss, params, delta, scales, batch)
 
 
-def _lengths(exact_radius: bool, scales: Scales, delta: Delta) -> Scales:
-    return Scales(scales.values / trees.norm(delta), scales.count) if exact_radius else scales
+def _length(
+    family: Family, like: Params, noise: Callable[[str, Layer, jax.ShapeDtypeStruct], Array]
+) -> Float[Array, ""]:
+    """The length of a draw, with the same bits whether it is there or made anew, one layer at a time."""
+
+    def square(leaf_name: str, leaf: Array) -> Float[Array, ""]:
+        def of(layer: Layer, shape: tuple[int, ...]) -> Float[Array, ""]:
+            part = noise(leaf_name, layer, jax.ShapeDtypeStruct(shape, jnp.float32))
+            return jnp.sum(trees.rounded(jnp.square(trees.rounded(part))))
+
+        if not family.stacked(leaf_name):
+            return of(None, leaf.shape)
+        layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
+        return jnp.sum(lax.map(lambda layer: of(layer, leaf.shape[1:]), layers))
+
+    return jnp.sqrt(sum(jax.tree.leaves(trees.map_named(square, like)), start=jnp.float32(0)))
+
+
+def _length_of(family: Family, delta: Delta) -> Float[Array, ""]:
+    """The length of a draw that is there."""
+    leaves = dict(trees.named_leaves(delta))
+
+    def part(leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        del like
+        return leaves[leaf_name] if layer is None else leaves[leaf_name][layer]
+
+    return _length(family, delta, part)
 
 
 def scores_of_draw(
@@ -158,14 +187,14 @@ def scores_of_draw(
     of_draw = keys.candidate(key, index)
     if not program.layerwise:
         delta = trees.map_named(program.placed, family.draw(of_draw, params))
-        return _scores_of_delta(program, params, batch, scales, delta)
+        return _scores_of_delta(program, family, params, batch, scales, delta)
 
-    def noise(leaf_name: str, layer: Layer, leaf: Array) -> Array:
+    def noise(leaf_name: str, layer: Layer, leaf: Array | jax.ShapeDtypeStruct) -> Array:
         made = family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
         return program.placed(leaf_name, made, leading=0 if layer is None else -1)
 
     if program.exact_radius:  # of which no part is known before the whole is
-        scales = _lengths(True, scales, family.draw(of_draw, params))
+        scales = scales._replace(values=scales.values / _length(family, params, noise))
     return _scores_layer_by_layer(program.objective, params, noise, scales, batch)
 
 
@@ -214,7 +243,7 @@ def local_scores(
                 return of_draw(start)[None]
             return jax.vmap(of_draw)(start + jnp.arange(program.width, dtype=jnp.uint32))
     else:
-        of_delta = partial(_scores_of_delta, program, params, batch, scales)
+        of_delta = partial(_scores_of_delta, program, family, params, batch, scales)
 
         def of_unit(start: Integer[Array, ""]) -> Float[Array, "n C"]:
             made = _block_of(family, params, key, start)
@@ -334,7 +363,7 @@ def score_candidates(
         if family.block == 1:
             scored = scores_of_draw(program, family, params, batch, key, ids[i], alone)
         else:
-            scored = _scores_of_delta(program, params, batch, alone, draw(family, params, key, ids[i]))
+            scored = _scores_of_delta(program, family, params, batch, alone, draw(family, params, key, ids[i]))
         return found.at[i].set(scored[0])
 
     return lax.fori_loop(0, jnp.asarray(count) * len(ids), of_candidate, jnp.zeros_like(scales))
@@ -346,4 +375,4 @@ def perturb(
 ) -> Params:
     """`params + scale * noise(index)`: the weights of one candidate."""
     delta = draw(family, params, key, index)
-    return trees.axpy(scale / trees.norm(delta) if exact_radius else scale, delta, params)
+    return trees.axpy(scale / _length_of(family, delta) if exact_radius else scale, delta, params)
