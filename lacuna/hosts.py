@@ -17,6 +17,9 @@ from lacuna.errors import InvalidInput, LacunaError
 HEARTBEAT_S = 30
 """Seconds without a sign of life after which a process counts as dead and ends the run."""
 
+SHUTDOWN_S = 60
+"""Seconds that a process at its end waits for the others."""
+
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the processes of a run. Call it before anything touches a device.
@@ -42,8 +45,15 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
         raise InvalidInput("process_id must be in [0, num_processes)", got=f"{process_id} of {num_processes}")
     # What CPUs need to talk to each other; other platforms pass over it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from everybody else
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_S)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=SHUTDOWN_S,
+        )
     except (RuntimeError, ValueError) as fault:
         first = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise InvalidInput(

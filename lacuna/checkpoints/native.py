@@ -32,8 +32,6 @@ def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
       tree: of arrays, numbers and keys, in any containers; it may be split over a mesh.
       about: what made it, as JSON.
     """
-    import orbax.checkpoint as ocp
-
     leaves = jax.tree.leaves(tree)
     if not leaves or jax.tree_util.all_leaves([tree]) or any(np.size(leaf) == 0 for leaf in leaves):
         raise InvalidInput(
@@ -41,7 +39,7 @@ def save(folder: Path, tree: PyTree[Any], about: dict[str, Any]) -> None:
         )
     tree = jax.tree.map(jnp.asarray, tree)  # a number gets the dtype that it will be loaded in
     with whole_folder(folder, replace=True) as unfinished:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer(tree) as checkpointer:
             checkpointer.save(unfinished.resolve() / "params", tree)
         document = {**about, "params_sha256": trees.content_digest(tree)}
         (unfinished / "about.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -58,15 +56,13 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
     Raises:
       DamagedCheckpoint: a file is absent or unreadable, the tree is another one, or a bit has changed.
     """
-    import orbax.checkpoint as ocp
-
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here), like
     )
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer(abstract) as checkpointer:
             tree = checkpointer.restore(folder.resolve() / "params", abstract)
         written = about["params_sha256"]
     except Exception as fault:  # Orbax and TensorStore raise many kinds: to a user they all mean the same
@@ -76,3 +72,17 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
         what = f"the bits of the checkpoint {folder} are not the ones that were written"
         raise DamagedCheckpoint(what, hint="a `like` of the dtypes that were written, if it is not damaged")
     return tree
+
+
+def _checkpointer(tree: Any) -> Any:
+    """Orbax's, for all processes if the tree is spread over them, else for this one alone."""
+    import orbax.checkpoint as ocp
+
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    if jax.process_count() == 1 or any(s is not None and not s.is_fully_addressable for s in shardings):
+        return ocp.StandardCheckpointer()
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process {here}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)

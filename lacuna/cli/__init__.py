@@ -4,8 +4,10 @@ A thin skin: options in, one library call, a table out. Heavy imports happen ins
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
 """
 
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -31,13 +33,35 @@ Command = (
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C, as a shell reports it; 143 after SIGTERM."""
 
+CRASHED = 1
+"""Exit status where a process of several has died, or fails."""
+
 DISAGREED = 1
 """Exit status of a comparison that was made and failed."""
 
 
 def main() -> None:
     """Entry point of the `lacuna` command."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        status = CRASHED
+    if status == CRASHED and _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # an orderly end would wait for the other processes, and they for this one
+    sys.exit(status)
+
+
+def _is_one_of_several() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _parse(arguments: Sequence[str], **options: Any) -> Any:
@@ -79,9 +103,12 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         return complain(f"lacuna: {error}. Is the folder there, and may it be written to?", 2)
     except (MemoryError, RuntimeError) as error:  # JAX reports a full device as a RuntimeError
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not _is_one_of_several():
+                raise
+            told = "what was scored is kept by the first process, and lacuna sweep --resume RUN goes on from there"
+            return complain(f"lacuna: all processes of a run must live to its end; got {first}. {told}.", CRASHED)
         if not isinstance(command, SweepCommand):
             return complain(f"lacuna: this must fit into memory; got {first}.", 2)
         smaller = "--num-candidates" if isinstance(error, MemoryError) else "--batch-size or --width"
