@@ -93,11 +93,11 @@ def noise_free(problem: Problem) -> Problem:
     It depends on the draw, because XLA would move a loss that is the same for all draws out of the loop.
     """
 
-    def leaf(key: Any, leaf_name: str, layer: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+    def noise(key: Any, leaf_name: str, layer: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
         del leaf_name, layer
         return jnp.broadcast_to(1e-9 * jax.random.key_data(key)[0].astype(jnp.float32), like.shape)
 
-    return problem._replace(family=search.Family(name="noise-free", digest="", leaf=leaf))
+    return problem._replace(family=search.LeafFamily(name="noise-free", digest="", noise=noise))
 
 
 def forward_flop() -> int:
