@@ -1,11 +1,7 @@
-"""The command line from end to end, on a model that is barely trained, and everything it refuses."""
+"""`lacuna sweep` from end to end, on a model that is hardly trained, and everything it refuses."""
 
-import io
 import json
 import re
-import shutil
-from contextlib import redirect_stdout
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,53 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from small_run import SETTINGS, SMALL
 
 from lacuna import cli, search, setups, trees
 from lacuna.reports import records, sweep_report
 from lacuna.search import reporting
 from lacuna.search.ledger import Ledger
-from lacuna.training import TrainConfig
 from lacuna.types import Objective
-
-SHORT = TrainConfig(num_steps=3, warmup_steps=1)
-SETTINGS = ["--sigmas", "1e-3", "1e-2", "--batch-size", "8", "--top-k", "3", "--probes", "2", "--chunk", "1"]
-SMALL = ["--num-candidates", "20", *SETTINGS]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_training():
-    with pytest.MonkeyPatch.context() as patched:
-        quick = partial(setups.SetupConfig, batch_size=20, train=SHORT, undertrained_steps=2, forget=SHORT)
-        patched.setattr(setups, "SetupConfig", quick)
-        patched.setenv("COLUMNS", "200")
-        yield
-
-
-@pytest.fixture
-def lacuna(monkeypatch, cache, tmp_path):
-    """`lacuna(*arguments)` runs the command in an empty folder and gives its exit status."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: cli.run([*arguments, "--cache", str(cache)] if arguments[0] == "sweep" else arguments)
-
-
-@pytest.fixture(scope="module")
-def finished(cache, tmp_path_factory):
-    """The folder of a finished sweep, which no test may write to, and what it printed."""
-    run, printed = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
-    with redirect_stdout(printed):
-        assert cli.run(["sweep", *SMALL, "--out", str(run), "--cache", str(cache)]) == 0
-    return run, printed.getvalue()
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of the finished sweep."""
-    return shutil.copytree(finished[0], tmp_path / "run")
 
 
 def interrupt(*_, **__):

@@ -1,0 +1,50 @@
+"""The command line on a model that is hardly trained, and one finished sweep of it."""
+
+import io
+import shutil
+from contextlib import redirect_stdout
+from functools import partial
+
+import pytest
+from small_run import SHORT, SMALL
+
+from lacuna import cli, setups
+
+CACHED = ("sweep", "plan", "export")
+"""Commands that prepare a starting point."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_training():
+    with pytest.MonkeyPatch.context() as patched:
+        quick = partial(setups.SetupConfig, batch_size=20, train=SHORT, undertrained_steps=2, forget=SHORT)
+        patched.setattr(setups, "SetupConfig", quick)
+        patched.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture
+def lacuna(monkeypatch, cache, tmp_path):
+    """`lacuna(*arguments)` runs the command in an empty folder and gives its exit status."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: cli.run([*arguments, "--cache", str(cache)] if arguments[0] in CACHED else arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    """The folder of a finished sweep, which no test may write to, and what it printed."""
+    run, printed = tmp_path_factory.mktemp("finished") / "run", io.StringIO()
+    with redirect_stdout(printed):
+        assert cli.run(["sweep", *SMALL, "--out", str(run), "--cache", str(cache)]) == 0
+    return run, printed.getvalue()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished sweep."""
+    return shutil.copytree(finished[0], tmp_path / "run")
