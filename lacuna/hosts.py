@@ -32,7 +32,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       process_id: which one this is, from 0.
 
     Raises:
-      InvalidInput: some but not all of the three, numbers out of range, or no cluster that answers.
+      InvalidInput: some but not all of the three, no host:port, numbers out of range, or no cluster that answers.
     """
     given = (coordinator, num_processes, process_id)
     if any(one is None for one in given) and any(one is not None for one in given):
@@ -41,6 +41,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
             got=", ".join("none" if one is None else str(one) for one in given),
             hint="--coordinator host:1234 --num-processes 2 --process-id 0 (or 1), or none of them on a cluster",
         )
+    if coordinator is not None and not (coordinator.rpartition(":")[0] and coordinator.rpartition(":")[2].isdigit()):
+        raise InvalidInput("coordinator must be host:port", got=f"`{coordinator}`", hint="127.0.0.1:1234")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise InvalidInput("process_id must be in [0, num_processes)", got=f"{process_id} of {num_processes}")
     # What CPUs need to talk to each other; other platforms pass over it.
@@ -82,17 +84,16 @@ def agree(work: Callable[[], Any]) -> Any:
     """What `work()` returns on the first process, which alone calls it; a JSON value.
 
     Raises:
-      LacunaError: what the first process raised, on every process.
-      OSError: likewise.
+      Exception: what the first process raised; a LacunaError of the same sentence on the others.
     """
     if jax.process_count() == 1:
         return work()
-    fault: LacunaError | OSError | None = None
+    fault: Exception | None = None
     said = b""
     if is_first():
         try:
             said = json.dumps({"value": work()}).encode()
-        except (LacunaError, OSError) as error:
+        except Exception as error:  # whatever it is, the others wait to be told
             fault = error
             said = json.dumps({"fault": str(error)}).encode()
     length = share(np.asarray([len(said)], np.int64))

@@ -104,16 +104,35 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
     def of_leaf(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or sharding.mesh != mesh:
+        if not isinstance(sharding, NamedSharding) or not _same_devices(sharding.mesh, mesh):
             return replicate(leaf, mesh)
         names = {name for part in sharding.spec for name in (part if isinstance(part, tuple) else (part,))}
         if CANDIDATES in names:
             raise InvalidInput(
                 f"parameters may be split over the axis `{MODEL}` alone", got=f"{sharding.spec}", hint="load_hf(mesh=)"
             )
-        return leaf
+        return leaf if sharding.mesh == mesh else jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
 
     return jax.tree.map(of_leaf, tree)
+
+
+def _same_devices(one: Any, other: Mesh) -> bool:
+    """Whether two meshes differ in the kinds of their axes at most."""
+    if not isinstance(one, Mesh) or one.axis_names != other.axis_names or one.devices.shape != other.devices.shape:
+        return False
+    return bool(np.all(one.devices == other.devices))
+
+
+def for_candidates(mesh: Mesh | None, params: Any) -> Mesh:
+    """The mesh of a sweep: the given one, or that of the parameters, or all devices; its axes left to the compiler.
+
+    Raises:
+      InvalidInput: it has no axis `candidates`.
+    """
+    mesh = mesh or of_tree(params) or candidate_mesh()
+    if CANDIDATES not in mesh.axis_names:
+        raise InvalidInput("a sweep needs a mesh with the axis `candidates`", got=mesh.axis_names)
+    return automatic(mesh)
 
 
 def of_tree(tree: Any) -> Mesh | None:

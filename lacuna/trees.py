@@ -43,6 +43,11 @@ def as_data(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf can be moved; integers, booleans and keys are frozen."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.floating))
+
+
 def size(tree: Any) -> int:
     """P: the number of elements in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -77,7 +82,7 @@ def content_digest(tree: Any) -> str:
     """
     sha = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree), key=lambda named: named[0]):
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         value = _on_host(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{name} {value.dtype} {value.shape}\n".encode())
         sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
@@ -113,9 +118,10 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
     """The new point `params + scale * delta`; the only way in lacuna to move a point.
 
     The arithmetic is float32 or the point's own dtype, whichever is wider; one rounding to the point's
-    dtype ends it. The point that comes in is not touched, so nothing ever has to be restored. The result
-    has the same bits in whatever program it is compiled: product and sum are rounded one after the other,
-    as in numpy. (An infinite delta saturates at the largest finite step; NaN stays NaN.)
+    dtype ends it. Leaves that hold no floating-point numbers stay as they are. The point that comes in is not
+    touched, so nothing ever has to be restored. The result has the same bits in whatever program it is compiled:
+    product and sum are rounded one after the other, as in numpy. (An infinite delta saturates at the largest
+    finite step; NaN stays NaN.)
 
     Raises:
       TreeMismatch: the trees differ in a leaf's name or shape.
@@ -123,6 +129,8 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
     check_match("trees.axpy", delta, params)
 
     def move(d: Array, p: Array) -> Array:
+        if not is_floating(p):
+            return p
         wide = jnp.promote_types(p.dtype, jnp.float32)
         step = rounded(jnp.asarray(scale, wide) * rounded(d.astype(wide)))
         return (p.astype(wide) + step).astype(p.dtype)

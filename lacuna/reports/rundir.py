@@ -48,6 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       InvalidInput: it is absent or damaged, or no object.
     """
+    if not path.exists():
+        raise InvalidInput(f"{path.parent} must be the folder of a run", got=f"no {path.name} in it")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:

@@ -82,6 +82,10 @@ def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_
     forms them whole.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
+    try:
+        hash(objective)
+    except TypeError as fault:
+        raise InvalidInput("a loss must be hashable, because it names a compiled program", got=fault) from fault
     layerwise = objective.perturbed_loss if family.block == 1 else None
     return Program(Objective(objective.loss, None, layerwise), width, exact_radius)
 
@@ -104,7 +108,7 @@ def _one_by_one(at: Callable[[Float[Array, ""]], Any], scales: Scales) -> Float[
     def trip(i: Integer[Array, ""], scores: Float[Array, "C"]) -> Float[Array, "C"]:
         found = at(values[i])
         if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
-            got = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", found)
+            got = jax.tree.map(lambda x: f"{type(x).__name__}, {jnp.result_type(x)}{list(jnp.shape(x))}", found)
             raise InvalidInput("loss(params, batch) must return one floating-point scalar", got=got)
         return scores.at[i].set(found.astype(jnp.float32))
 
@@ -157,6 +161,8 @@ def _length(
 
         if not family.stacked(leaf_name):
             return of(None, leaf.shape)
+        if not leaf.size:
+            return jnp.float32(0)
         layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
         return jnp.sum(lax.map(lambda layer: of(layer, leaf.shape[1:]), layers))
 

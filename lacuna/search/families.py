@@ -88,11 +88,15 @@ class Family(ABC):
     def check(self, like: Params) -> None:
         """Raise a `LacunaError` unless the family can perturb the tree of `like`."""
         for name, leaf in trees.named_leaves(like):
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise InvalidInput(
+                    "noise is real", got=f"the complex leaf `{name}`", hint="its two parts as two leaves"
+                )
             if self.stacked(name) and not leaf.shape:
                 raise InvalidInput(f"leaf `{name}` is said to be stacked", got="a scalar without a layer axis")
 
     def draw(self, key: Key, like: Params) -> Delta:
-        """One draw: a float32 Delta on the tree of `like`.
+        """One draw: a float32 Delta on the tree of `like`, zero where a leaf holds no floating-point numbers.
 
         A stacked leaf is drawn layer by layer under vmap; threefry gives the same bits as one layer alone.
 
@@ -102,6 +106,8 @@ class Family(ABC):
         self.check(like)
 
         def noise(leaf_name: str, leaf: Array) -> Array:
+            if not trees.is_floating(leaf):
+                return jnp.zeros(leaf.shape, jnp.float32)
             if not self.stacked(leaf_name):
                 return self.leaf(key, leaf_name, None, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
             one_layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32)
@@ -116,7 +122,7 @@ class Family(ABC):
 
     def dimension(self, like: Params) -> int:
         """Of the space that the noise fills."""
-        return trees.size(like)
+        return trees.size([leaf for leaf in jax.tree.leaves(like) if trees.is_floating(leaf)])
 
     def mean_square(self, like: Params) -> float:
         """Mean square norm of a draw: the number of coordinates that it moves, each counted with its variance."""
@@ -158,7 +164,7 @@ class LeafFamily(Family):
         def of_leaf(name: str, leaf: Any) -> np.ndarray:
             shape = np.shape(leaf)
             num_layers = shape[:1] if self.stacked(name) else ()
-            return np.full(num_layers, math.prod(shape[len(num_layers) :]), float)
+            return np.full(num_layers, math.prod(shape[len(num_layers) :]) * trees.is_floating(leaf), float)
 
         return {name: of_leaf(name, leaf) for name, leaf in trees.named_leaves(like)}
 
@@ -184,7 +190,7 @@ def _signs(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -
     *rest, last = like.shape or (1,)
     words = jax.random.bits(keys.leaf(key, leaf_name, layer), (*rest, -(-last // 32)), jnp.uint32)
     bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    flat = bits.reshape(*rest, -1)[..., :last].reshape(like.shape)
+    flat = bits.reshape(*rest, 32 * words.shape[-1])[..., :last].reshape(like.shape)
     return 1 - 2 * flat.astype(jnp.float32)
 
 
@@ -201,7 +207,8 @@ def rademacher(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
 @cache
 def _product_of_factors(rank: int) -> LeafNoise:
     def noise(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
-        if len(like.shape) < 2:
+        m, n = like.shape[0] if like.shape else 1, math.prod(like.shape[1:])
+        if rank * (m + n) >= m * n:  # factors would be no smaller than what they make
             return _normal(key, leaf_name, layer, like)
         left, right = (jax.random.fold_in(keys.leaf(key, leaf_name, layer), side) for side in range(2))
         a = jax.random.normal(left, (like.shape[0], rank), jnp.float32)
@@ -212,7 +219,9 @@ def _product_of_factors(rank: int) -> LeafNoise:
 
 
 def low_rank(rank: int, *, stacked: Callable[[str], bool] = never_stacked) -> Family:
-    """Matrices of noise of low rank, `A B / sqrt(rank)` with normal factors; vectors and scalars are normal.
+    """Matrices of noise of low rank, `A B / sqrt(rank)` with normal factors.
+
+    Vectors and scalars are normal, and so is a matrix that the factors would not make smaller.
 
     Every coordinate has unit variance and no two are correlated, but the noise is not normal along a direction:
     its gain is compared with the theorem's, not predicted by it.

@@ -88,7 +88,7 @@ def landscape(
 def _measure(
     loss: Loss, num_probes: int, family: Family, params: Params, batch: Batch, key: Key
 ) -> tuple[Float[Array, ""], ...]:
-    gradient = jax.grad(loss)(params, batch)
+    gradient = derivatives.gradient(loss, params, batch)
     followed = family.covariance(gradient)
     slope = jnp.sqrt(trees.dot(gradient, followed))
     product = derivatives.hvp(loss, params, batch)

@@ -9,8 +9,9 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh
 
-from lacuna import hosts, meshes
+from lacuna import hosts, keys, meshes, trees
 from lacuna.search import evaluate
+from lacuna.search.ledger import RECORD_BYTES
 from lacuna.search.stepper import Stepper
 from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Loss, Objective, Params
@@ -68,7 +69,8 @@ def plan_sweep(
       mesh: likewise.
       trial_s: how long to try.
     """
-    mesh = mesh or meshes.of_tree(params) or meshes.candidate_mesh()
+    mesh = meshes.for_candidates(mesh, params)
+    keys.check_distinct(trees.leaf_names(params))
     program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
     began = time.perf_counter()
     stepper = Stepper(program, sweep, params, batch, mesh)
@@ -77,6 +79,7 @@ def plan_sweep(
     memory = stepper.compiled.memory_analysis()
     evaluations_a_draw = sweep.num_evaluations // sweep.num_candidates
     rate = evaluations_a_draw * _rate(stepper, trial_s)
+    eta_s = sweep.num_evaluations / rate
     return SweepPlan(
         num_evaluations=sweep.num_evaluations,
         num_devices=mesh.size,
@@ -85,10 +88,11 @@ def plan_sweep(
         data_bytes=_bytes_on_a_device((family, data)),
         working_bytes=memory.temp_size_in_bytes + memory.output_size_in_bytes if memory is not None else 0,
         host_bytes=4 * sweep.num_evaluations,
-        disk_bytes=round((4 * 4096 / 4080 + 6) * sweep.num_evaluations),
+        # Whole records in the log, at least one for each chunk of about a second; some bytes a row in the table.
+        disk_bytes=round((4 + 6) * sweep.num_evaluations + RECORD_BYTES * min(eta_s, sweep.num_candidates)),
         compile_s=compile_s,
         rate=rate,
-        eta_s=sweep.num_evaluations / rate,
+        eta_s=eta_s,
     )
 
 

@@ -70,5 +70,5 @@ def _environment(out: Path, result: SweepResult) -> dict[str, Any]:
         return before
     now = rundir.environment(result.machine)
     told = ("commit", "dirty", "machine", "num_devices", "device_kind")
-    earlier = [*before.get("earlier", []), {name: before[name] for name in told}]
+    earlier = [*before.get("earlier", []), {name: before.get(name, "") for name in told}]
     return now | {"earlier": [one for one in earlier if one != {name: now[name] for name in told}]}

@@ -5,6 +5,7 @@ the scores alone, device memory not at all with N.
 """
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from lacuna.search.candidates import rescore
 from lacuna.search.evaluate import Program
 from lacuna.search.families import NOISE_LAW
 from lacuna.search.ledger import Ledger, missing_ranges, write_table
-from lacuna.search.run_folder import LOG, open_run
+from lacuna.search.run_folder import LOG, TABLE, open_run
 from lacuna.search.select import Candidate, TopK
 from lacuna.search.stepper import Block, Stepper
 from lacuna.search.stopping import SweepStopped, stop_asked
@@ -121,13 +122,10 @@ def run_sweep(
 
     Source: arXiv 2606.10929, Theorem 1.
     """
-    mesh = mesh or meshes.of_tree(params) or meshes.candidate_mesh()
-    if meshes.CANDIDATES not in mesh.axis_names:
-        raise InvalidInput(
-            "a sweep needs a mesh with the axis `candidates`", got=mesh.axis_names, hint="candidate_mesh()"
-        )
+    mesh = meshes.for_candidates(mesh, params)
     program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
     machine = meshes.describe(mesh)
+    _check_documents(documents)
     keys.check_distinct(trees.leaf_names(params))
     stepper = Stepper(program, sweep, params, batch, mesh)
     narrow = sweep.width == 1  # else finalists are scored by another program than the step, and so is the base point
@@ -199,9 +197,9 @@ class _Folder:
         if self._ledger is not None:
             known = self._ledger.read(scores)
             if self._ledger.damage:
-                lost = missing_ranges(known[: self._ledger.num_draws])
+                lost = missing_ranges(known)
                 again = ", ".join(f"{start:,} to {stop - 1:,}" for start, stop in lost[:5]) + ", ..." * (len(lost) > 5)
-                told = f"draws {again} are scored again" if lost else "no draw before its end is lost"
+                told = f"draws {again} are to be scored" if lost else "no draw is lost"
                 self._notice(f"{self.path / LOG} is damaged: {'; '.join(self._ledger.damage[:5])}; {told}.")
         known = hosts.share(known)
         if known.any():
@@ -220,7 +218,7 @@ class _Folder:
             self._ledger.append(block.start, block.scores)
 
     def write_table(self, sigmas: tuple[float, ...], scores: Float[np.ndarray, "N sigmas signs"]) -> None:
-        hosts.agree(lambda: write_table(self.path / "scores.parquet", sigmas, scores))
+        hosts.agree(lambda: write_table(self.path / TABLE, sigmas, scores))
 
     def close(self) -> None:
         if self._ledger is not None:
@@ -295,3 +293,10 @@ def _check_same_loss(
             got=f"{again.reshape(-1)[0]:.9g} now against {before.reshape(-1)[0]:.9g} there",
             hint="the loss, the versions and the machine of that run, or another --out folder",
         )
+
+
+def _check_documents(documents: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(dict(documents or {}))
+    except (TypeError, ValueError) as fault:
+        raise InvalidInput("documents must be JSON", got=fault) from fault

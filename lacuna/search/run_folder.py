@@ -10,7 +10,7 @@ from lacuna.errors import InvalidInput, RunMismatch
 from lacuna.reports import rundir
 from lacuna.search.ledger import Ledger
 
-STAMP, LOG = "identity.json", "scores.log"
+STAMP, LOG, TABLE = "identity.json", "scores.log", "scores.parquet"
 
 
 def open_run(out: Path, identity: dict[str, Any], *, num_candidates: int, resume: bool) -> Ledger:
@@ -27,12 +27,14 @@ def open_run(out: Path, identity: dict[str, Any], *, num_candidates: int, resume
         one and `resume` is false; nothing in it was touched.
     """
     stamp, log = out / STAMP, out / LOG
+    check_vacant(out)
     if log.exists() and log.stat().st_size:
         _check_identity(stamp, identity)
         if not resume:
             raise RunMismatch(f"{out} already holds this run", hint="resume=True, or another folder")
     else:  # a run that ended before it scored anything binds nobody
-        check_vacant(out)
+        if (out / TABLE).exists():
+            _check_identity(stamp, identity)
         out.mkdir(parents=True, exist_ok=True)
         rundir.write_json(stamp, identity)
     ledger = Ledger(log, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1))
@@ -54,6 +56,9 @@ def check_vacant(out: Path) -> None:
       RunMismatch: it holds something that is no sweep.
     """
     rundir.check_folder(out)
+    for name in (STAMP, LOG, TABLE):
+        if (out / name).is_dir():
+            raise RunMismatch(f"{out / name} must be a file of a sweep", got="a folder", hint="another --out folder")
     if out.exists() and any(p.suffix != ".partial" for p in out.iterdir()) and not (out / STAMP).exists():
         raise RunMismatch(f"{out} is not empty and holds no sweep", hint="another --out folder")
 

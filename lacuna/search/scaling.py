@@ -21,6 +21,9 @@ from lacuna.types import Delta, Key, Layer, Params, Rows
 Scales = Mapping[str, Any]
 """Scale by regular expression on the leaf's name: a number, or one number for each layer of a stacked leaf."""
 
+LARGEST = 1e12
+"""Scales beyond this, or below its inverse, leave the range in which float32 can add up their squares."""
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["inner", "scales"], meta_fields=["patterns"])
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ class Scaled(Family):
         leaves = dict(trees.named_leaves(like))
         for pattern in self.patterns:
             if not any(re.fullmatch(pattern, name) for name in leaves):
+                names = [*leaves][:20]
                 raise InvalidInput(
                     "every pattern of scales must match the name of a leaf",
-                    got=f"`{pattern}`, beside leaves such as `{next(iter(leaves), '')}`",
-                    hint="lacuna.trees.leaf_names(params) lists them",
+                    got=f"`{pattern}` beside {', '.join(names)}{', ...' * (len(leaves) > 20)}",
                 )
         for name, leaf in leaves.items():
             scale = self.scale(name)
@@ -113,7 +116,11 @@ class Scaled(Family):
         return self._times_scales(self.inner.covariance(self._times_scales(delta)))
 
     def dimension(self, like: Params) -> int:
-        return self.inner.dimension(like)
+        # As many as carry the noise: tr(C)^2 / tr(C^2), which leaves of a small scale hardly add to.
+        pairs = [(self.square_norms(like)[name], norms) for name, norms in self.inner.square_norms(like).items()]
+        trace = sum(float(np.sum(scaled)) for scaled, _ in pairs)
+        of_square = sum(float(np.sum(scaled[n > 0] ** 2 / n[n > 0])) for scaled, n in pairs)
+        return min(self.inner.dimension(like), round(trace**2 / of_square) if of_square else 0)
 
     def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, norms: np.ndarray) -> np.ndarray:
@@ -123,39 +130,37 @@ class Scaled(Family):
         return {name: of_leaf(name, norms) for name, norms in self.inner.square_norms(like).items()}
 
 
-def scaled(family: Family, scales: Scales | Params) -> Family:
+def scaled(family: Family, scales: Scales) -> Family:
     """The family with a scale for each leaf: sigma is multiplied by it.
 
     Args:
       family: whose noise is scaled.
       scales: by regular expression on the leaf's whole name, `{r"layers/attention/.*": 2.0, ".*": 1.0}`: the first
         pattern that matches counts, and **a leaf that none matches is not moved**, so `{r"layers/.*": 1.0}` searches
-        a subset. A scale is a number, or one number for each layer where the leaf is stacked. Or a tree of such
-        scales on the tree of the parameters, as `relative_scales` gives.
+        a subset. A scale is a number, or one number for each layer where the leaf is stacked. `relative_scales` gives
+        such a mapping.
 
     Raises:
-      InvalidInput: a scale that is negative or not finite, none that is positive, a pattern that is no regular
-        expression; when it is drawn, a pattern that matches no leaf or scales by layer that do not fit.
+      InvalidInput: a scale that is neither 0 nor in [1e-12, 1e12], none that is positive, a pattern that is no
+        regular expression; when it is drawn, a pattern that matches no leaf or scales by layer that do not fit.
     """
-    by_pattern = (int, float, list, tuple, np.ndarray, np.generic)
-    if not (isinstance(scales, Mapping) and all(isinstance(s, by_pattern) for s in scales.values())):
-        scales = {re.escape(name): scale for name, scale in trees.named_leaves(scales)}
+    values = {}
     for pattern, scale in scales.items():
         try:
             re.compile(pattern)
-            value = np.asarray(scale, np.float32)
+            values[pattern] = value = np.asarray(scale, np.float32)
         except (re.error, ValueError, TypeError) as fault:
             raise InvalidInput("scales go from regular expressions to numbers", got=f"`{pattern}`: {fault}") from fault
-        if value.ndim > 1 or not np.all(np.isfinite(value) & (value >= 0)):
-            raise InvalidInput(
-                "a scale must be a finite number of at least 0, or one a layer", got=f"{scale} for `{pattern}`"
-            )
-    if not any(np.any(np.asarray(scale) > 0) for scale in scales.values()):
+        in_range = (value == 0) | ((value >= 1 / LARGEST) & (value <= LARGEST))
+        if value.ndim > 1 or not np.all(in_range):
+            asked = f"a scale must be 0 or in [{1 / LARGEST:g}, {LARGEST:g}], a number or one for each layer"
+            raise InvalidInput(asked, got=f"{scale} for `{pattern}`")
+    if not any(np.any(value > 0) for value in values.values()):
         raise InvalidInput("at least one scale must be positive", got=dict(scales))
-    return Scaled(family, tuple(jnp.asarray(scale, jnp.float32) for scale in scales.values()), tuple(scales))
+    return Scaled(family, tuple(jnp.asarray(value) for value in values.values()), tuple(values))
 
 
-def relative_scales(params: Params, *, stacked: Callable[[str], bool] = never_stacked) -> Params:
+def relative_scales(params: Params, *, stacked: Callable[[str], bool] = never_stacked) -> Scales:
     """Scales that make sigma a relative radius: the root mean square of each leaf, or of each layer of it.
 
     A leaf of n numbers then moves by about `sigma |leaf|`: `|noise| = sqrt(n) rms = |leaf|`. A leaf that is zero
@@ -166,7 +171,7 @@ def relative_scales(params: Params, *, stacked: Callable[[str], bool] = never_st
       stacked: which leaves carry a leading layer axis (`model.stacked`).
 
     Returns:
-      A tree for `scaled`: a float32 number for each leaf, or [L] of them.
+      For `scaled`, by the name of each leaf that can move: a float32 number, or [L] of them.
     """
 
     def of_leaf(name: str, leaf: Array) -> Float[Array, "*layers"]:
@@ -174,4 +179,5 @@ def relative_scales(params: Params, *, stacked: Callable[[str], bool] = never_st
         size = max(1, math.prod(leaf.shape[axis] for axis in axes))
         return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes) / size)
 
-    return trees.map_named(of_leaf, params)
+    moved = [(name, leaf) for name, leaf in trees.named_leaves(params) if trees.is_floating(leaf)]
+    return {re.escape(name): of_leaf(name, leaf) for name, leaf in moved}

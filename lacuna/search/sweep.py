@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -54,6 +56,14 @@ class Sweep:
     unit: Unit = "sigma"
 
     def __post_init__(self) -> None:
+        sigmas = self.sigmas if isinstance(self.sigmas, Iterable) else (self.sigmas,)
+        object.__setattr__(self, "sigmas", tuple(float(sigma) for sigma in sigmas))  # as a JSON document holds them
+        for name in ("num_candidates", "seed", "top_k", "chunk", "width"):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, value if value is None else operator.index(value))
+            except TypeError:
+                raise InvalidInput(f"{name} must be an integer", got=repr(value)) from None
         with np.errstate(over="ignore"):
             scales = np.asarray(self.sigmas, np.float32)  # as the candidates will see them
         if not scales.size or not np.all((scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)):
@@ -77,7 +87,7 @@ class Sweep:
             raise InvalidInput(
                 f"top_k must be between 1 and the {self.num_evaluations} evaluations of the sweep",
                 got=self.top_k,
-                hint="a smaller top_k or more candidates",
+                hint="1" if self.num_top < 1 else "a smaller top_k or more candidates",
             )
         for name in ("chunk", "width"):
             value = getattr(self, name)
@@ -110,10 +120,10 @@ class Sweep:
         if not self.family.mean_square(params) > 0:
             raise InvalidInput("a family must move at least one number", got=f"`{self.family.name}`, which moves none")
         scale = self.mean_scale(params) if self.unit == "rms_radius" else 1.0
-        if np.float32(self.sigmas[0] * scale) < np.finfo(np.float32).tiny:
-            raise InvalidInput(
-                "steps must be large enough for float32", got=f"{self.sigmas[0] * scale:g} per coordinate"
-            )
+        limits = np.finfo(np.float32)
+        if not limits.tiny <= self.sigmas[0] * scale <= self.sigmas[-1] * scale <= limits.max:
+            steps = " ".join(f"{sigma * scale:g}" for sigma in self.sigmas)
+            raise InvalidInput("steps must lie in the range of float32", got=f"{steps} per coordinate")
         return scale
 
     def mean_scale(self, params: Params) -> float:

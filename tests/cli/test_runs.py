@@ -69,7 +69,7 @@ def test_a_run_is_extended_by_its_folder_and_a_number(lacuna, copied, tmp_path):
         (["--resume", "RUN", "--mesh", "3", "1"], "the number of devices, 8; got 3 1. Try: --mesh 8 1"),
         (["--extend", "RUN"], "takes more than its 20 candidates; got --num-candidates 20"),
         (["--extend", "RUN", "--num-candidates", "10"], "takes more than its 20 candidates; got --num-candidates 10"),
-        (["--resume", "nowhere"], "nowhere/config.json must be a JSON document of a run"),
+        (["--resume", "nowhere"], "nowhere must be the folder of a run; got no config.json in it"),
     ],
 )
 def test_what_a_run_cannot_become_is_one_sentence_and_it_is_left_alone(lacuna, copied, capsys, arguments, sentence):
@@ -150,9 +150,8 @@ def test_noise_of_other_kinds_is_searched_and_reported(lacuna, cache, tmp_path, 
     winner = native.load(tmp_path / "winner", jax.eval_shape(lambda: base))
     pairs = zip(trees.named_leaves(base), jax.tree.leaves(winner), strict=True)
     moved = {name for (name, before), after in pairs if np.any(before != after)}
-    assert moved == (
-        {"layers/mlp/up/kernel", "head/kernel"} if "--scales" in arguments else set(trees.leaf_names(base))
-    )
+    chosen = {"layers/mlp/up/kernel", "head/kernel"}
+    assert moved == (chosen if "--scales" in arguments else set(trees.leaf_names(base)))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_noise_of_other_kinds_is_searched_and_reported(lacuna, cache, tmp_path, 
         (["--scales", ".*=1", "--relative"], "relative scales every leaf by its size; got scales, too"),
         (["--noise", "low_rank", "--rank", "0"], "rank must be at least 1; got 0"),
         (["--mesh", "2", "3"], "the number of devices, 8; got 2 3"),
-        (["--sigmas", "1e-36", "--unit", "rms_radius"], "steps must be large enough for float32"),
+        (["--sigmas", "1e-36", "--unit", "rms_radius"], "steps must lie in the range of float32"),
         (["--num-processes", "2"], "go together; got none, 2, none"),
     ],
 )

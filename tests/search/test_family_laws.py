@@ -136,7 +136,7 @@ def test_what_cannot_be_a_basis_or_a_scale_is_refused():
     for scales in ({"(": 1.0}, {"w": -1.0}, {"w": float("nan")}, {"w": 0.0}, {"w": "x"}):
         with pytest.raises(InvalidInput):
             scaled(gaussian(), scales)
-    with pytest.raises(InvalidInput, match=r"`head/\.\*`, beside leaves such as"):
+    with pytest.raises(InvalidInput, match=r"`head/\.\*` beside layers, w"):
         scaled(gaussian(), {"head/.*": 1.0}).check(POINT)
     with pytest.raises(InvalidInput, match="must fit leaf `layers`; got 3 for 2 layers"):
         scaled(gaussian(stacked=stacked), {"layers": [1.0, 2.0, 3.0]}).check(POINT)

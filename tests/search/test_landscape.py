@@ -100,3 +100,14 @@ def test_slope_and_curvature_are_those_along_the_noise_in_the_unit_of_sigma(kind
 
 def test_the_theorem_is_not_about_low_rank_noise():
     assert not landscape(*CURVED.problem, Sweep(low_rank(1), (0.1,), 8), num_probes=2).is_predicted
+
+
+def test_a_sphere_of_few_coordinates_is_not_predicted():
+    params = {"few": jnp.ones(3), "many": jnp.ones(2000)}
+    subset = scaled(gaussian(), {"few": 1.0})
+    assert subset.dimension(params) == 3
+    assert scaled(gaussian(), {"few": 1.0, "many": 1e-6}).dimension(params) == 3
+    assert scaled(gaussian(), {".*": 2.0}).dimension(params) == 2003
+    for unit, is_predicted in (("sigma", True), ("exact_radius", False)):
+        sweep = Sweep(subset, (0.1,), 8, unit=unit)
+        assert landscape(problems.linear_loss, params, params, sweep, num_probes=2).is_predicted == is_predicted
