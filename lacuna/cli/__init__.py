@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from lacuna.cli.export import ExportCommand, export
+from lacuna.cli.interrupt import leave_at_once, onwards
 from lacuna.cli.options import SEARCH_STEP as SEARCH_STEP
 from lacuna.cli.plan import PlanCommand, plan
 from lacuna.cli.report import ReportCommand, report
@@ -42,6 +43,7 @@ DISAGREED = 1
 
 def main() -> None:
     """Entry point of the `lacuna` command."""
+    leave_at_once()
     try:
         status = run(sys.argv[1:])
     except Exception:
@@ -107,8 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             if not _is_one_of_several():
                 raise
-            told = "what was scored is kept by the first process, and lacuna sweep --resume RUN goes on from there"
-            return complain(f"lacuna: all processes of a run must live to its end; got {first}. {told}.", CRASHED)
+            return complain(f"lacuna: all processes of a run must live to its end; got {first}{onwards()}.", CRASHED)
         if not isinstance(command, SweepCommand):
             return complain(f"lacuna: this must fit into memory; got {first}.", 2)
         smaller = "--num-candidates" if isinstance(error, MemoryError) else "--batch-size or --width"

@@ -1,6 +1,7 @@
 """`lacuna export`: a language model, or a candidate of a sweep, written anew."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,9 @@ def _export_candidate(command: ExportCommand, run: Path, console: Console) -> No
     from lacuna.reports import records, rundir
 
     config, identity = rundir.read_json(run / "config.json"), rundir.read_json(run / "identity.json")
+    if not (run / "records.jsonl").exists():
+        onwards = f"lacuna sweep --resume {shlex.quote(str(run))}"
+        raise InvalidInput(f"{run} must be a finished sweep", got="one that was interrupted", hint=onwards)
     found = records.select(records.read(run / "records.jsonl"), "top_score")
     if not 1 <= command.place <= len(found):
         raise InvalidInput(f"place must be one of the {len(found)} in the report of {run}", got=command.place)

@@ -96,9 +96,24 @@ WHERE = frozenset({"mesh", "chunk", "cache", "compilation_cache"})
 
 
 def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dict[str, Any]:
-    """The options that a run folder's `config.json` tells of, without those that say where it ran."""
-    names = {field.name for field in fields(SweepOptions)} - but
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in names}
+    """The options that a run folder's `config.json` tells of, without those that say where it ran.
+
+    Raises:
+      InvalidInput: one of them is of another type.
+    """
+    known: dict[str, Any] = {}
+    for field in fields(SweepOptions):
+        if field.name in but or field.name not in config:
+            continue
+        value = config[field.name]
+        if field.name in ("cache", "compilation_cache"):
+            value = None if value is None else Path(str(value))
+        value = tuple(value) if isinstance(value, list) else value
+        if field.default is not None and not isinstance(value, type(field.default)):
+            kind = type(field.default).__name__
+            raise InvalidInput(f"config.json of a run must hold a {kind} as its {field.name}", got=repr(value))
+        known[field.name] = value
+    return known
 
 
 def check(options: SweepOptions) -> "Sweep":

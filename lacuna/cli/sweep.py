@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lacuna.cli import options as sweep_options
+from lacuna.cli.interrupt import say_on_interrupt
 from lacuna.cli.options import SEARCH_STEP, SweepOptions
 from lacuna.cli.tables import plain_table
 from lacuna.errors import InvalidInput, LacunaError
@@ -78,9 +79,7 @@ def sweep(
     console.quiet = not hosts.is_first()
     if command.resume or command.extend:
         config = hosts.agree(lambda: _config_of_run(command))
-        command = again(
-            replace(command, **sweep_options.known_options(config, but=frozenset({"cache", "compilation_cache"})))
-        )
+        command = again(replace(command, **sweep_options.known_options(config, but=frozenset())))
     settings = sweep_options.check(command)
     hosts.agree(lambda: _check_folder(command))
     mesh = sweep_options.mesh_of(command)
@@ -94,6 +93,8 @@ def sweep(
     objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
     out = Path(hosts.agree(lambda: str(_folder(command))))
     config = _config(command)
+    onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
+    say_on_interrupt(f": what was scored is in {out}; {onwards}")
     try:
         result = _search(console, setup, settings, mesh, out, config)
         console.print("Measuring gradient and curvature at the base point, scoring the winners on held-out rows ...")
@@ -109,7 +110,6 @@ def sweep(
             num_probes=command.probes,
         )
     except KeyboardInterrupt as stop:
-        onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
         kept = (out / "scores.log").exists() or not hosts.is_first()
         stop.args = (f"{stop}: what was scored is in {out}; {onwards}" if kept else "",)
         raise

@@ -104,7 +104,7 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
         searched = grid <= sigmas[-1] * 1.05
         _fit_to(panel, dots, high[searched], predicted[searched & (predicted > 0)])
         _mark_sigma_star(panel, records)
-        panel.set_xlabel("σ, per coordinate")
+        panel.set_xlabel(_sigma_label(records))
         panel.set_ylabel("gain / σ|a|" if normalised else f"gain in loss, best of {num_candidates:,} draws")
     _legend_above(figure, axes[0, 0], columns=5)
     return figure
@@ -125,13 +125,13 @@ def linear_regime(records: Sequence[Record]) -> "Figure":
     steepest = even[0] * (sigmas / sigmas[0]) ** 2 if even[0] > 0 else np.full(len(sigmas), np.nan)
     left.loglog(sigmas, steepest, color=LIMIT, ls=":", lw=1, label="slope 2")
     left.loglog(sigmas, floor * slope * sigmas, color=ASYMPTOTE, ls="--", label="rounding floor")
-    left.set_xlabel("σ, per coordinate")
+    left.set_xlabel(_sigma_label(records))
     left.set_ylabel("change in loss")
     left.legend(fontsize=8)
     right.semilogx(sigmas, share, color=MEASURED, marker="o")
     right.axhline(0.9, color=ASYMPTOTE, lw=0.8, ls="--")
     right.set_ylim(-0.03, 1.05)
-    right.set_xlabel("σ, per coordinate")
+    right.set_xlabel(_sigma_label(records))
     right.set_ylabel("F1 share")
     _mark_sigma_star(right, records)
     return figure
@@ -199,3 +199,10 @@ def _mark_sigma_star(panel: "Axes", records: Sequence[Record]) -> None:
 def _legend_above(figure: "Figure", panel: "Axes", *, columns: int) -> None:
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
+def _sigma_label(records: Sequence[Record]) -> str:
+    """What sigma measures."""
+    told = select(records, "is_predicted")
+    unit = told[0].where.get("sigma_unit", "sigma") if told else "sigma"
+    return {"rms_radius": "σ, rms radius", "exact_radius": "σ, radius"}.get(str(unit), "σ, per coordinate")

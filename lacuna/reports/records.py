@@ -71,7 +71,13 @@ def read(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise InvalidInput(f"{path} must be a file of records", got="no such file", hint="the folder of a finished run")
-    return [Record.from_json(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            found.append(Record.from_json(line))
+        except InvalidInput as fault:
+            raise InvalidInput(f"line {number} of {path}: {str(fault).rstrip('.')}") from fault
+    return found
 
 
 def select(records: Iterable[Record], quantity: str, **where: Place) -> list[Record]:

@@ -229,14 +229,15 @@ def _sigma_table(records: Sequence[Record], unit: str) -> str:
 
 def _base_table(records: Sequence[Record]) -> str:
     trace, error = value(records, "curvature_trace"), value(records, "curvature_trace_error")
+    of_noise = ", along the noise, for σ = 1" if _slope(records) else ""
     lines = [
         ["loss", f"{value(records, 'base_score'):.6g}"],
         ["parameters P", f"{value(records, 'num_params'):,.0f}"],
         ["gradient norm \\|a\\|", f"{value(records, 'gradient_norm'):.4g}"],
         ["parameter norm \\|θ\\|", f"{value(records, 'params_norm'):.4g}"],
         *_slope(records),
-        ["curvature along the gradient uᵀHu", f"{value(records, 'curvature_along'):.4g}"],
-        ["trace of the Hessian", f"{trace:.4g} ± {error:.2g}"],
+        [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
+        [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
         ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
     ]
     return _table(["quantity", "value"], lines)
@@ -245,7 +246,11 @@ def _base_table(records: Sequence[Record]) -> str:
 def _slope(records: Sequence[Record]) -> list[list[str]]:
     """The slope along the noise, where that is not the gradient's norm."""
     slope, gradient_norm = value(records, "slope"), value(records, "gradient_norm")
-    return [] if math.isclose(slope, gradient_norm, rel_tol=1e-5) else [["slope along the noise", f"{slope:.4g}"]]
+    return (
+        []
+        if math.isclose(slope, gradient_norm, rel_tol=1e-5)
+        else [["slope along the noise, for σ = 1", f"{slope:.4g}"]]
+    )
 
 
 def _run_table(records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any]) -> str:

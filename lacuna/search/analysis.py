@@ -56,7 +56,7 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     yield _record("num_params", landscape.num_params)
     yield _record("gradient_norm", landscape.gradient_norm, "loss")
     yield _record("slope", landscape.slope, "loss")
-    yield _record("is_predicted", landscape.is_predicted)
+    yield _record("is_predicted", landscape.is_predicted, sigma_unit=sweep.unit)
     yield _record("params_norm", landscape.params_norm)
     yield _record("curvature_along", landscape.curvature_along, "loss")
     yield _record("curvature_trace", landscape.curvature_trace, "loss")

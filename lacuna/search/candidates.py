@@ -1,5 +1,7 @@
 """A candidate made again from its integers, and scored again: on the sweep's own data or on other."""
 
+import operator
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -25,9 +27,10 @@ def candidate(params: Params, sweep: Sweep, index: int, sigma: float, sign: int 
     Raises:
       InvalidInput: an index, sigma or sign outside its domain.
     """
+    index = operator.index(index)
     for name, value, holds, domain in (
         ("index", index, 0 <= index < keys.SEED_LIMIT, "in [0, 2^32)"),
-        ("sigma", sigma, sigma > 0, "positive"),
+        ("sigma", sigma, 0 < sigma <= np.finfo(np.float32).max, "positive and in the range of float32"),
         ("sign", sign, sign in (1, -1), "+1 or -1"),
     ):
         if not holds:

@@ -279,7 +279,7 @@ def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, c
       The scores f32[candidates * capacity * unit, C], of which each device's first `trips * unit` count, and the
       control, int32[2]; both on every device.
     """
-    program = program._replace(split=_split_over_model(params, mesh))
+    program = program._replace(split=split_over_model(params, mesh))
 
     def on_device(
         family: Family,
@@ -310,9 +310,9 @@ def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, c
     )
 
 
-def _split_over_model(params: Params, mesh: Mesh) -> tuple[tuple[str, PartitionSpec], ...]:
-    """The leaves that are split over the axis `model`, and how."""
-    shardings = {name: getattr(leaf, "sharding", None) for name, leaf in trees.named_leaves(params)}
+def split_over_model(tree: Any, mesh: Mesh) -> tuple[tuple[str, PartitionSpec], ...]:
+    """The leaves of a tree on the mesh that are split over its axis `model`, and how."""
+    shardings = {name: getattr(leaf, "sharding", None) for name, leaf in trees.named_leaves(tree)}
     return tuple(
         (name, sharding.spec)
         for name, sharding in shardings.items()

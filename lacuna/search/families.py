@@ -47,6 +47,7 @@ class Family(ABC):
       block: draws that are formed together; 1 where each is formed alone, leaf by leaf.
       isotropic: the covariance is the identity.
       normal: the noise is normal along every direction, or as good as that, so that the theorem predicts its gain.
+      by_limit: as good as that only along directions in which many coordinates take part.
     """
 
     if TYPE_CHECKING:  # read-only; at run time a property here would hide the fields of the dataclasses below
@@ -61,6 +62,8 @@ class Family(ABC):
         def isotropic(self) -> bool: ...
         @property
         def normal(self) -> bool: ...
+        @property
+        def by_limit(self) -> bool: ...
 
     @abstractmethod
     def stacked(self, leaf_name: str) -> bool:
@@ -129,7 +132,11 @@ class Family(ABC):
         return math.fsum(float(np.sum(norms)) for norms in self.square_norms(like).values())
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["name", "digest", "noise", "layered", "normal"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[],
+    meta_fields=["name", "digest", "noise", "layered", "normal", "by_limit"],
+)
 @dataclass(frozen=True)
 class LeafFamily(Family):
     """Noise drawn leaf by leaf: uncorrelated coordinates of unit variance. A law of your own is one of these.
@@ -140,6 +147,7 @@ class LeafFamily(Family):
       noise: `noise(key, leaf_name, layer, like)`; make its key by `keys.leaf(key, leaf_name, layer)`.
       layered: `layered(leaf_name)` says which leaves carry a leading layer axis.
       normal: whether the theorem is to predict its gain.
+      by_limit: it is normal by the central limit theorem alone, where many coordinates take part.
     """
 
     name: str
@@ -147,6 +155,7 @@ class LeafFamily(Family):
     noise: LeafNoise
     layered: Callable[[str], bool] = never_stacked
     normal: bool = False
+    by_limit: bool = False
 
     block = 1
     isotropic = True
@@ -201,7 +210,7 @@ def rademacher(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
     Args:
       stacked: which leaves carry a leading layer axis; default: none.
     """
-    return LeafFamily("rademacher", "", _signs, stacked, normal=True)
+    return LeafFamily("rademacher", "", _signs, stacked, normal=True, by_limit=True)
 
 
 @cache

@@ -21,7 +21,7 @@ from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Delta, Key, Loss, Objective, Operator, Params
 
 FEW_DIMENSIONS = 1000
-"""Fewer than these, and a point on a sphere is not as good as normal along a direction."""
+"""Fewer than these, and neither a point on a sphere nor random signs are as good as normal along a direction."""
 
 
 class Landscape(NamedTuple):
@@ -70,7 +70,9 @@ def landscape(
     family.check(params)
     scale = sweep.mean_scale(params)
     measured = _measure(loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
-    slope, along, trace, error, gradient_norm, params_norm = (float(x) for x in measured)
+    slope, along, trace, error, gradient_norm, params_norm, participation = (float(x) for x in measured)
+    on_a_sphere = sweep.unit == "exact_radius" and family.dimension(params) < FEW_DIMENSIONS
+    too_few = family.by_limit and participation < FEW_DIMENSIONS
     return Landscape(
         slope=scale * slope,
         curvature_along=scale**2 * along,
@@ -80,7 +82,7 @@ def landscape(
         params_norm=params_norm,
         step_norm=scale * math.sqrt(family.mean_square(params)),
         num_params=trees.size(params),
-        is_predicted=family.normal and (sweep.unit != "exact_radius" or family.dimension(params) >= FEW_DIMENSIONS),
+        is_predicted=family.normal and not on_a_sphere and not too_few,
     )
 
 
@@ -98,7 +100,12 @@ def _measure(
         trace, error = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
     else:
         trace, error = _trace_over(family, product, params, key, num_probes)
-    return slope, trees.dot(unit, product(unit)), trace, error, trees.norm(gradient), trees.norm(params)
+    # (sum b)^2 / sum b^2 of what each coordinate adds to the variance along the gradient: how many take part.
+    square = inverse * inverse
+    shares = jax.tree.map(lambda g, f: square * g.astype(jnp.float32) * f.astype(jnp.float32), gradient, followed)
+    participation = 1 / jnp.maximum(trees.dot(shares, shares), jnp.finfo(jnp.float32).tiny)
+    along = trees.dot(unit, product(unit))
+    return slope, along, trace, error, trees.norm(gradient), trees.norm(params), participation
 
 
 def _trace_over(

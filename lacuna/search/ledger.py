@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from lacuna.errors import RunMismatch
+
 _HEADER = struct.Struct("<4sIII")  # magic, first index, number of draws, checksum of those two and the payload
 _MAGIC = b"LAC2"
 
@@ -37,18 +39,24 @@ class Ledger:
     Args:
       path: the log; created if absent.
       shape: (sigmas, signs) of one draw's scores.
+      lock: keep other processes away from it for as long as it is open.
 
     Attributes:
       num_draws: one more than the largest index on disk when the log was opened.
       damage: what was wrong with it then, a few words each; empty if nothing was.
+
+    Raises:
+      RunMismatch: another process is at it.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int]):
+    def __init__(self, path: Path, shape: tuple[int, int], *, lock: bool = True):
         self._shape = shape
         draw_bytes = 4 * shape[0] * shape[1]
         self._draws = max(1, (RECORD_BYTES - _HEADER.size) // draw_bytes)
         self._size = _HEADER.size + self._draws * draw_bytes
         self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        if lock:
+            self._keep_others_away(path)
         self._free: deque[int] = deque()
         self.damage: tuple[str, ...] = ()
         self.num_draws = 0
@@ -63,6 +71,21 @@ class Ledger:
         if rest:
             damage.append(f"its last record was cut off after {rest} of {self._size} bytes")
         self.damage = tuple(damage)
+
+    def _keep_others_away(self, path: Path) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system
+            return
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            self._file.close()
+            raise RunMismatch(
+                f"one process at a time may write to {path}", got="another one at it", hint="wait for it, or end it"
+            ) from taken
+        except OSError:  # a file system without locks
+            return
 
     def _records(self) -> Iterator[tuple[int, tuple[int, Float[np.ndarray, "n sigmas signs"]] | None]]:
         """All whole records: their number, and `(first index, scores)`, or None for one that is damaged."""

@@ -71,6 +71,7 @@ def identity(program: Program, params: Params, batch: Batch, sweep: Sweep, mesh:
         "batch_sha256": trees.content_digest(batch),
         **{name: machine[name] for name in ("platform", "matmul_precision", "threefry_partitionable")},
         "model_axis": mesh.shape.get(meshes.MODEL, 1),
+        "split": {name: str(spec) for name, spec in evaluate.split_over_model((params, batch), mesh)},
     }
 
 
@@ -89,8 +90,8 @@ def run_sweep(
 ) -> SweepResult:
     """Score every candidate of a sweep, on every device of the mesh and every host.
 
-    A score depends on (params, batch, seed, family, index, sigma, sign, width, dtype, precision, size of the
-    mesh's `model` axis, backend) and on nothing else: on a CPU the table has the same bits for any chunk, any
+    A score depends on (params, batch, seed, family, index, sigma, sign, width, dtype, precision, how they are split
+    over the mesh's `model` axis, backend) and on nothing else: on a CPU the table has the same bits for any chunk, any
     number of devices and processes, and after a kill and a resume. `params` is never written to.
 
     With several processes (`hosts.start`) all of them call this with the same arguments, and all get the same
@@ -140,7 +141,7 @@ def run_sweep(
     known = np.zeros(sweep.num_candidates, bool)
     folder = None
     if out is not None:
-        run_identity = identity(program, params, batch, sweep, mesh)
+        run_identity = identity(program, *stepper.point, sweep, mesh)
         folder = _Folder(Path(out), run_identity, sweep.num_candidates, resume=resume, notice=notice)
     try:
         if folder is not None:

@@ -73,7 +73,7 @@ def check_run(out: Path) -> int:
     if not (out / LOG).exists():
         return 0
     try:
-        ledger = Ledger(out / LOG, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1))
+        ledger = Ledger(out / LOG, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1), lock=False)
     except (KeyError, TypeError) as fault:
         raise InvalidInput(f"{out / STAMP} must be the identity of a sweep", got=f"no {fault}") from fault
     ledger.close()

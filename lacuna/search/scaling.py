@@ -61,6 +61,10 @@ class Scaled(Family):
     def normal(self) -> bool:
         return self.inner.normal
 
+    @property
+    def by_limit(self) -> bool:
+        return self.inner.by_limit
+
     def stacked(self, leaf_name: str) -> bool:
         return self.inner.stacked(leaf_name)
 

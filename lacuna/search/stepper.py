@@ -84,6 +84,11 @@ class Stepper:
         """Of the step: it evaluates `trips` units of draws on every device, from draw `first` on."""
         return *self._fixed, np.uint32(first % keys.SEED_LIMIT), np.int32(trips), self._control(word, wanted)
 
+    @property
+    def point(self) -> tuple[Params, Batch]:
+        """The base point and the batch as they lie on the mesh."""
+        return self._fixed[1], self._fixed[2]
+
     def run(self, first: int, trips: int) -> None:
         """Evaluate a chunk, wait for it and drop it."""
         jax.block_until_ready(self.compiled(*self.arguments(first, trips)))

@@ -42,6 +42,7 @@ class InBasis(Family):
 
     isotropic = False
     normal = True
+    by_limit = False
 
     @property
     def name(self) -> str:

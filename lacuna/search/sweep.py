@@ -139,7 +139,8 @@ class Sweep:
 def config_of(sweep: Sweep) -> dict[str, Any]:
     """The settings of a sweep, as `config.json` keeps them."""
     options = {field.name: getattr(sweep, field.name) for field in fields(sweep)}
-    return options | {"family": sweep.family.name, "title": "a loss of your own"}
+    details = [sweep.family.name, *([sweep.family.digest] if sweep.family.digest.startswith("rank ") else [])]
+    return options | {"family": ", ".join(details)[:60], "title": "a loss of your own"}
 
 
 @dataclass(frozen=True)

@@ -129,10 +129,14 @@ def test_a_plan_says_what_a_sweep_takes(lacuna, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "noise", "words"),
     [
-        (["--noise", "low_rank", "--rank", "2", "--unit", "rms_radius"], "low_rank", "compared: |σ, rms radius"),
+        (
+            ["--noise", "low_rank", "--rank", "2", "--unit", "rms_radius"],
+            "low_rank, rank 2",
+            "compared: |σ, rms radius",
+        ),
         (["--relative"], "scaled gaussian", "slope along the noise|step of σ = 1"),
         (
-            ["--scales", "layers/attention/.*=2", "head/kernel=1", "--unit", "exact_radius"],
+            ["--scales", "layers/mlp/up.*=2", "head/kernel=1", "--unit", "exact_radius"],
             "scaled gaussian",
             "σ, radius",
         ),
@@ -159,7 +163,7 @@ def test_noise_of_other_kinds_is_searched_and_reported(lacuna, cache, tmp_path, 
     [
         (["--scales", "layers/.*"], "scales are PATTERN=NUMBER; got `layers/.*`"),
         (["--scales", "nothing=1"], "every pattern of scales must match the name of a leaf; got `nothing`"),
-        (["--scales", "layers/.*=-1"], "a scale must be a finite number of at least 0"),
+        (["--scales", "layers/.*=-1"], "a scale must be 0 or in [1e-12, 1e+12]"),
         (["--scales", ".*=1", "--relative"], "relative scales every leaf by its size; got scales, too"),
         (["--noise", "low_rank", "--rank", "0"], "rank must be at least 1; got 0"),
         (["--mesh", "2", "3"], "the number of devices, 8; got 2 3"),

@@ -8,7 +8,7 @@ import pytest
 
 from lacuna import geometry, keys
 from lacuna.errors import InvalidInput
-from lacuna.search import Sweep, gaussian, in_basis, landscape, low_rank, scaled
+from lacuna.search import Sweep, gaussian, in_basis, landscape, low_rank, rademacher, scaled
 from lacuna.types import Objective
 
 SWEEP = Sweep(gaussian(), (0.1,), 8)
@@ -111,3 +111,11 @@ def test_a_sphere_of_few_coordinates_is_not_predicted():
     for unit, is_predicted in (("sigma", True), ("exact_radius", False)):
         sweep = Sweep(subset, (0.1,), 8, unit=unit)
         assert landscape(problems.linear_loss, params, params, sweep, num_probes=2).is_predicted == is_predicted
+
+
+def test_random_signs_are_predicted_where_many_coordinates_take_part():
+    params = {"w": jnp.ones(4000)}
+    sweep = Sweep(rademacher(), (0.1,), 8)
+    even, odd = jnp.ones(4000), jnp.zeros(4000).at[0].set(1.0)
+    assert landscape(problems.linear_loss, params, {"w": even}, sweep, num_probes=2).is_predicted
+    assert not landscape(problems.linear_loss, params, {"w": odd}, sweep, num_probes=2).is_predicted

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lacuna.errors import RunMismatch
 from lacuna.search.ledger import Ledger, missing_ranges, write_table
 
 SHAPE = (2, 2)
@@ -30,7 +31,7 @@ def write(path, chunks):
 
 def read(path, num_draws=N):
     """`(scores, known, damage)` as the log has them."""
-    ledger, scores = Ledger(path, SHAPE), np.full((num_draws, *SHAPE), np.nan, np.float32)
+    ledger, scores = Ledger(path, SHAPE, lock=False), np.full((num_draws, *SHAPE), np.nan, np.float32)
     known = ledger.read(scores)
     ledger.close()
     return scores, known, ledger.damage
@@ -51,6 +52,14 @@ def test_a_chunk_is_on_disk_before_append_returns(tmp_path):
     ledger.append(5, some_scores()[5:8])
     assert missing_ranges(read(tmp_path / "log", 10)[1]) == [(0, 5), (8, 10)]
     ledger.close()
+
+
+def test_two_writers_at_a_time_are_refused(tmp_path):
+    first = Ledger(tmp_path / "log", SHAPE)
+    with pytest.raises(RunMismatch, match=r"one process at a time may write to .*log; got another one at it. Try: "):
+        Ledger(tmp_path / "log", SHAPE)
+    first.close()
+    Ledger(tmp_path / "log", SHAPE).close()
 
 
 def test_the_ranges_that_are_missing_are_told_in_order():
