@@ -8,19 +8,20 @@ is replaced whole. The search itself has handlers of its own, which let the chun
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
-_onwards = [""]
+_said: list[tuple[str, Path]] = []
 
 
-def say_on_interrupt(sentence: str) -> None:
-    """What to add to `Interrupted` from now on."""
-    _onwards[0] = sentence
+def say_on_interrupt(sentence: str, *, where: Path) -> None:
+    """What to add to `Interrupted` from now on, once that file is there."""
+    _said[:] = [(sentence, where)]
 
 
 def onwards() -> str:
-    """What was last said."""
-    return _onwards[0]
+    """What there is to add."""
+    return next((sentence for sentence, where in _said if where.exists()), "")
 
 
 def leave_at_once() -> None:

@@ -94,7 +94,7 @@ def sweep(
     out = Path(hosts.agree(lambda: str(_folder(command))))
     config = _config(command)
     onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
-    say_on_interrupt(f": what was scored is in {out}; {onwards}")
+    say_on_interrupt(f": what was scored is in {out}; {onwards}", where=out / "scores.log")
     try:
         result = _search(console, setup, settings, mesh, out, config)
         console.print("Measuring gradient and curvature at the base point, scoring the winners on held-out rows ...")
