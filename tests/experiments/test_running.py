@@ -108,7 +108,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (["trajectory-prefix:tiny"], "got `trajectory-prefix:tiny`"),
         (["trajectory-prefix:smoke", "--num-seeds", "0"], "num_seeds must be at least 1; got 0"),
         (["all:smoke", "--out", "x"], "a run folder for each experiment"),
-        (["report", "nowhere"], "nowhere/config.json must be a JSON document"),
+        (["report", "nowhere"], "nowhere must be the folder of a run"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, arguments, sentence):
