@@ -165,9 +165,16 @@ def _scales(options: SweepOptions) -> dict[str, float]:
 def start(options: SweepOptions) -> None:
     """Say to JAX what must be said before anything touches a device."""
     from lacuna import meshes
-    from lacuna.reports import rundir
 
     meshes.use_all_cpu_cores()
+    keep_programs(options)
+
+
+def keep_programs(options: SweepOptions) -> None:
+    """Turn the cache of compiled programs on, if the options name one."""
+    from lacuna import meshes
+    from lacuna.reports import rundir
+
     if options.compilation_cache is not None:
         folder = options.compilation_cache.expanduser()
         rundir.check_folder(folder)

@@ -80,6 +80,7 @@ def sweep(
     if command.resume or command.extend:
         config = hosts.agree(lambda: _config_of_run(command))
         command = again(replace(command, **sweep_options.known_options(config, but=frozenset())))
+        sweep_options.keep_programs(command)
     settings = sweep_options.check(command)
     hosts.agree(lambda: _check_folder(command))
     mesh = sweep_options.mesh_of(command)

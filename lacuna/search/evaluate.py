@@ -159,10 +159,10 @@ def _length(
             part = noise(leaf_name, layer, jax.ShapeDtypeStruct(shape, jnp.float32))
             return jnp.sum(trees.rounded(jnp.square(trees.rounded(part))))
 
+        if not leaf.size or not trees.is_floating(leaf):  # no part of a draw
+            return jnp.float32(0)
         if not family.stacked(leaf_name):
             return of(None, leaf.shape)
-        if not leaf.size:
-            return jnp.float32(0)
         layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
         return jnp.sum(lax.map(lambda layer: of(layer, leaf.shape[1:]), layers))
 

@@ -97,12 +97,12 @@ class Scaled(Family):
             scale if layer is None or not scale.ndim else scale[layer]
         )
 
-    def _times_scales(self, tree: Delta | Rows, *, leading: int = 0, power: int = 1) -> Delta | Rows:
+    def _times_scales(self, tree: Delta | Rows, *, leading: int = 0) -> Delta | Rows:
         def of_leaf(name: str, leaf: Array) -> Array:
             scale = self.scale(name)
             if scale is None:
                 return jnp.zeros_like(leaf)
-            return leaf * jnp.reshape(scale**power, scale.shape + (1,) * (leaf.ndim - leading - scale.ndim))
+            return leaf * jnp.reshape(scale, scale.shape + (1,) * (leaf.ndim - leading - scale.ndim))
 
         return trees.map_named(of_leaf, tree)
 

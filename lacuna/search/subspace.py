@@ -78,6 +78,9 @@ class InBasis(Family):
     def covariance(self, delta: Delta) -> Delta:
         return ops.combine(ops.products(self.rows, delta), self.rows)
 
+    def mean_square(self, like: Params) -> float:
+        return float(self.rank)  # of orthonormal rows, without reading them
+
     def dimension(self, like: Params) -> int:
         return self.rank
 

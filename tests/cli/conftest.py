@@ -9,6 +9,7 @@ import pytest
 from small_run import SHORT, SMALL
 
 from lacuna import cli, setups
+from lacuna.search.ledger import Ledger
 
 CACHED = ("sweep", "plan", "export")
 """Commands that prepare a starting point."""
@@ -48,3 +49,19 @@ def finished(cache, tmp_path_factory):
 def copied(finished, tmp_path):
     """A copy of the finished sweep."""
     return shutil.copytree(finished[0], tmp_path / "run")
+
+
+@pytest.fixture
+def interrupted(lacuna, tmp_path, monkeypatch):
+    """The folder of a run that was stopped after its first chunk."""
+    append = Ledger.append
+
+    def stop_after_the_first(ledger, start, scores):
+        if start:
+            raise KeyboardInterrupt
+        append(ledger, start, scores)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "append", stop_after_the_first)
+        assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
+    return tmp_path / "run"

@@ -13,7 +13,6 @@ from small_run import SETTINGS, SMALL
 from lacuna import cli, search, setups, trees
 from lacuna.checkpoints import native
 from lacuna.reports import records
-from lacuna.search.ledger import Ledger
 
 
 def content(folder):
@@ -22,22 +21,6 @@ def content(folder):
 
 def sha256(run):
     return json.loads((run / "result.json").read_text())["scores_sha256"]
-
-
-@pytest.fixture
-def interrupted(lacuna, tmp_path, monkeypatch):
-    """A run that was stopped after its first chunks."""
-    append = Ledger.append
-
-    def stop_after_the_first(ledger, block_start, scores):
-        if block_start:
-            raise KeyboardInterrupt
-        append(ledger, block_start, scores)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "append", stop_after_the_first)
-        assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
-    return tmp_path / "run"
 
 
 def test_a_run_goes_on_by_its_folder_alone(lacuna, interrupted, finished):

@@ -15,7 +15,6 @@ from small_run import SETTINGS, SMALL
 from lacuna import cli, search, setups, trees
 from lacuna.reports import records, sweep_report
 from lacuna.search import reporting
-from lacuna.search.ledger import Ledger
 from lacuna.types import Objective
 
 
@@ -77,22 +76,12 @@ def test_scores_keep_the_name_of_the_commit_that_made_them(lacuna, copied):
     assert "| earlier draws | 0ld" in report
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, monkeypatch, capsys):
-    append = Ledger.append
-
-    def stop_after_the_first(ledger, start, scores):
-        if start:
-            raise KeyboardInterrupt
-        append(ledger, start, scores)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "append", stop_after_the_first)
-        assert lacuna("sweep", *SMALL, "--out", "run") == cli.INTERRUPTED
+def test_an_interrupted_sweep_says_how_to_go_on_and_then_does(lacuna, finished, capsys, interrupted):
     assert "what was scored is in run; lacuna sweep --resume run goes on from there" in capsys.readouterr().err
     assert lacuna("report", "run") == 2
     assert "lacuna sweep --resume run" in capsys.readouterr().err
     assert lacuna("sweep", *SMALL, "--out", "run") == 0
-    assert Path("run/result.json").read_text() == (finished[0] / "result.json").read_text()
+    assert (interrupted / "result.json").read_text() == (finished[0] / "result.json").read_text()
 
 
 @pytest.mark.parametrize("stage", ["landscape", "held_out_records"])

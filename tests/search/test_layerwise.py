@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_lm
@@ -10,6 +11,7 @@ import tiny_lm
 from lacuna import geometry, keys, meshes
 from lacuna.search import Candidate, Sweep, candidate, evaluate, gaussian, in_basis, rescore, run_sweep, score
 from lacuna.search.stepper import Stepper
+from lacuna.types import Objective
 
 STACKED = tiny_lm.MODEL.stacked
 POINT = tiny_lm.PARAMS, tiny_lm.TOKENS
@@ -73,3 +75,20 @@ def test_a_basis_makes_weights_whole_whatever_the_objective_offers():
     assert evaluate.program_of(tiny_lm.LAYERWISE, family) == evaluate.program_of(tiny_lm.loss, family)
     tables = [run_sweep(loss, *POINT, sweep, mesh=num_devices(1)).sha256 for loss in LOSSES.values()]
     assert tables[0] == tables[1]
+
+
+def weights_and_a_counter(params, batch):
+    return jnp.sum(jnp.tanh(params["w"]) * batch)
+
+
+def their_moves(params, move, batch):
+    return weights_and_a_counter({name: move(name, None, leaf) for name, leaf in params.items()}, batch)
+
+
+def test_what_is_not_moved_has_no_part_in_the_length_of_a_step():
+    params = {"w": jnp.ones(5), "counter": jnp.arange(40)}
+    problem = Objective(weights_and_a_counter, perturbed_loss=their_moves), params, jnp.arange(5.0)
+    sweep = Sweep(gaussian(), (0.5,), 4, unit="exact_radius")
+    recorded = run_sweep(*problem, sweep).scores[:, 0, 0]
+    again = [float(weights_and_a_counter(candidate(params, sweep, i, 0.5), problem[2])) for i in range(4)]
+    np.testing.assert_allclose(recorded, again, rtol=1e-6)
