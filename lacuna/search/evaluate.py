@@ -13,7 +13,7 @@ so:
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -265,7 +265,7 @@ def local_scores(
     return lax.fori_loop(0, trips, trip, jnp.zeros((capacity * size, scales.values.shape[0]), jnp.float32))
 
 
-def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, capacity: int) -> jax.stages.Wrapped:
+def make_step(program: Program, params: Params, mesh: Mesh, *, capacity: int) -> jax.stages.Wrapped:
     """The jitted step `(family, params, batch, key, scales, first, trips, control) -> (scores, control)`.
 
     Each device of the axis `candidates` evaluates `trips` units of draws, the first device those from `first` on,
@@ -279,7 +279,12 @@ def make_step(program: Program, family: Family, params: Params, mesh: Mesh, *, c
       The scores f32[candidates * capacity * unit, C], of which each device's first `trips * unit` count, and the
       control, int32[2]; both on every device.
     """
-    program = program._replace(split=split_over_model(params, mesh))
+    return _step(program._replace(split=split_over_model(params, mesh)), mesh, capacity)
+
+
+@lru_cache(maxsize=16)
+def _step(program: Program, mesh: Mesh, capacity: int) -> jax.stages.Wrapped:
+    """One function for all sweeps of a kind, so that JAX compiles it once for them."""
 
     def on_device(
         family: Family,

@@ -77,7 +77,7 @@ class Stepper:
         factor = sweep.scale(params)
         scales = evaluate.signed_scales(tuple(sigma * factor for sigma in sweep.sigmas), sweep.antithetic)
         self._fixed = meshes.place((sweep.family, params, batch, keys.root(sweep.seed), scales), mesh)
-        self.step = evaluate.make_step(program, sweep.family, self._fixed[1], mesh, capacity=self.capacity)
+        self.step = evaluate.make_step(program, self._fixed[1], mesh, capacity=self.capacity)
         self.compiled = self.step.lower(*self.arguments(0, 1)).compile()
 
     def arguments(self, first: int, trips: int, word: int = 0, wanted: int = 0) -> tuple[Any, ...]:
