@@ -70,8 +70,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str], told: Any) -> None:
-    # One device: these experiments are single programs, and a CPU's cores work together on each.
     from experiments.registry import EXPERIMENTS, PRESET_NAMES
+    from lacuna import meshes
+
+    meshes.use_all_cpu_cores()  # a search runs candidates side by side; the cores work together on all else
 
     known = [name.replace("_", "-") for name in EXPERIMENTS]
     if not arguments or arguments[0] in ("-h", "--help"):

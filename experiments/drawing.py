@@ -23,15 +23,15 @@ __all__ = ["CONTROL", "LIMIT", "MEASURED", "PREDICTED", "STYLE", "Tables", "curv
 
 
 def panels(
-    num: int, *, width: float = 3.3, height: float = 3.6, sharey: bool = True, left: bool = False
+    num: int, *, rows: int = 1, width: float = 3.3, height: float = 3.6, sharey: bool = True, left: bool = False
 ) -> tuple["Figure", list["Axes"]]:
-    """A row of panels; `left` keeps room for long names on the first."""
+    """Rows of panels, row by row; `left` keeps room for long names on the first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * num + (1.8 if left else 0.6), height), layout="constrained")
+    figure = Figure(figsize=(width * num + (1.8 if left else 0.6), height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, num, squeeze=False, sharey=sharey)[0])
+    return figure, list(figure.subplots(rows, num, squeeze=False, sharey=sharey).flat)
 
 
 def curve(panel: "Axes", records: Sequence[Record], quantity: str, along: str, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the recovery experiments share: a forgotten point, recoveries from it, and the static bases there."""
+"""What the experiments on the synthetic model share: its states, recoveries from them, and the static bases there."""
 
 import functools
 from collections.abc import Callable
@@ -32,11 +32,12 @@ The paper's are not available to us; these are ours."""
 
 @dataclass(frozen=True)
 class StartSpec:
-    """A forgotten point and how it is recovered from.
+    """A point of the synthetic model and how it is recovered from.
 
     Attributes:
-      task: the task that was forgotten.
+      task: the task of interest, the one that was forgotten.
       training_steps: of the multitask training.
+      undertrained_steps: of the multitask training that ended early.
       training_rows: rows of a training batch.
       forget_steps: of the training on another task alone.
       recovery_steps: constant steps of a recovery.
@@ -45,6 +46,7 @@ class StartSpec:
 
     task: str = "sort"
     training_steps: int = 500
+    undertrained_steps: int = 150
     training_rows: int = 256
     forget_steps: int = 20
     recovery_steps: int = 100
@@ -52,15 +54,15 @@ class StartSpec:
 
 
 class Start(NamedTuple):
-    """A forgotten point.
+    """A point of the synthetic model: forgotten, trained or under-trained.
 
     Attributes:
       spec: how it was made.
       model: its architecture.
-      trained: the multitask model before it forgot.
-      params: the forgotten point.
-      loss: in nats a digit; the same function for every seed, so that nothing is compiled twice.
-      task: what it forgot, with data of the same seed.
+      trained: the multitask model, the forgotten one before it forgot.
+      params: the point.
+      loss: in nats a digit; the same function for every seed and state, so that nothing is compiled twice.
+      task: the task of interest, with data of the same seed.
       seed: of model and data.
     """
 
@@ -77,14 +79,15 @@ def _train_config(num_steps: int, warmup_steps: int) -> TrainConfig:
     return TrainConfig(num_steps=num_steps, warmup_steps=min(warmup_steps, num_steps // 2))
 
 
-def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told) -> Start:
-    """Train (or load) the multitask model of a seed and make it forget the task."""
+def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told, *, state: setups.State = "forgotten") -> Start:
+    """Train (or load) the multitask model of a seed, and bring it into a state: by default it forgets the task."""
     config = setups.SetupConfig(
-        state="forgotten",
+        state=state,
         task=spec.task,
         seed=seed,
         batch_size=spec.training_rows,
         train=_train_config(spec.training_steps, 50),
+        undertrained_steps=spec.undertrained_steps,
         forget=_train_config(spec.forget_steps, 5),
     )
     stages: set[str] = set()
@@ -95,8 +98,8 @@ def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told) -> Start
         stages.add(stage)
 
     prepare = partial(setups.prepare, eval_batch_size=spec.batch_size, cache=cache, advance=advance, notice=told)
-    forgotten, trained = prepare(config), prepare(replace(config, state="trained"))
-    return Start(spec, forgotten.model, trained.params, forgotten.params, _loss(), forgotten.task, seed)
+    here, trained = prepare(config), prepare(replace(config, state="trained"))
+    return Start(spec, here.model, trained.params, here.params, _loss(), here.task, seed)
 
 
 @functools.cache
@@ -116,9 +119,16 @@ def _from_step(rows: digits.Mixture, offset: Array, step: Array) -> Any:
     return rows(offset + step)
 
 
-def run_recovery(start: Start, optimiser: Optimiser, *, offset: int = 0, recorded: int | None = None) -> Trajectory:
-    """One recovery; another `offset` is another order of data from the same start."""
-    config = RecoverConfig(optimiser, RATES[optimiser], num_steps=start.spec.recovery_steps)
+def run_recovery(
+    start: Start,
+    optimiser: Optimiser,
+    *,
+    offset: int = 0,
+    recorded: int | None = None,
+    num_steps: int | None = None,
+) -> Trajectory:
+    """One recovery, of as many steps as its specification says; another `offset` is another order of data."""
+    config = RecoverConfig(optimiser, RATES[optimiser], num_steps=num_steps or start.spec.recovery_steps)
     return recover(start.loss, start.params, batches(start, start.spec.task, offset=offset), config, recorded=recorded)
 
 
@@ -153,6 +163,13 @@ def rows_of(*parts: Rows) -> Rows:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def specialised(start: Start, task: str, *, num_rows: int) -> Delta:
+    """A task vector: where training on one task alone takes the trained model, in as many steps as forgetting takes."""
+    data = digits.mixture([task], seed=start.seed, batch_size=num_rows)
+    fitted = fit(start.loss, start.trained, data, _train_config(start.spec.forget_steps, 5))
+    return jax.tree.map(jnp.subtract, fitted.params, start.trained)
+
+
 def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vectors: int) -> dict[str, geometry.Basis]:
     """Everything that could be built at the forgotten point without taking a recovery step.
 
@@ -170,12 +187,8 @@ def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vector
         *(minibatch_gradients(start, start.params, name, first=0, num=each) for name in digits.DIGIT_TASKS)
     )
 
-    def specialised(name: str) -> Delta:
-        data = digits.mixture([name], seed=start.seed, batch_size=spec.training_rows)
-        fitted = fit(loss, start.trained, data, _train_config(spec.forget_steps, 5))
-        return jax.tree.map(lambda a, b: (a - b)[None], fitted.params, start.trained)
-
-    vectors = rows_of(*(specialised(name) for name in others[:num_task_vectors]))
+    displacements = (specialised(start, name, num_rows=spec.training_rows) for name in others[:num_task_vectors])
+    vectors = rows_of(*(jax.tree.map(lambda x: x[None], delta) for delta in displacements))
     forgetting = jax.tree.map(lambda a, b: (a - b)[None], start.params, start.trained)
     batch = start.task.train(GRADIENT_STEPS + num_gradients)
     krylov, _ = geometry.krylov(

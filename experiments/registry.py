@@ -2,10 +2,29 @@
 
 from types import ModuleType
 
-from experiments import basis_drift, gradient_spectrum, krylov_recovery, static_bases, trajectory_prefix
+from experiments import (
+    basis_drift,
+    gradient_spectrum,
+    krylov_recovery,
+    linear_regime,
+    search_scaling,
+    signal_density,
+    static_bases,
+    trajectory_prefix,
+)
 
 EXPERIMENTS: dict[str, ModuleType] = {
-    module.NAME: module for module in (gradient_spectrum, static_bases, basis_drift, trajectory_prefix, krylov_recovery)
+    module.NAME: module
+    for module in (
+        gradient_spectrum,
+        static_bases,
+        basis_drift,
+        trajectory_prefix,
+        search_scaling,
+        signal_density,
+        krylov_recovery,
+        linear_regime,
+    )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
 

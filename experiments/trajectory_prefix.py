@@ -70,7 +70,9 @@ class Config:
     start: StartSpec = field(default_factory=StartSpec)
 
 
-SMOKE_START = StartSpec(training_steps=3, training_rows=18, forget_steps=2, recovery_steps=6, batch_size=4)
+SMOKE_START = StartSpec(
+    training_steps=3, undertrained_steps=2, training_rows=18, forget_steps=2, recovery_steps=6, batch_size=4
+)
 PRESETS = {
     "smoke": Config(1, 2, 4, ("sgd", "adam"), num_gradients=3, num_task_vectors=1, start=SMOKE_START),
     "small": Config(),

@@ -135,9 +135,9 @@ def write_report(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
+    """A markdown table; a bar in a cell is a character like any other."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def read_run(run: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:

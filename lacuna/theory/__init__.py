@@ -12,6 +12,10 @@ from lacuna.theory.gaussian import expected_max as expected_max
 from lacuna.theory.gaussian import expected_max_abs as expected_max_abs
 from lacuna.theory.gaussian import expected_max_square as expected_max_square
 from lacuna.theory.gaussian import max_quantile as max_quantile
+from lacuna.theory.linear_regime import SHARE as SHARE
+from lacuna.theory.linear_regime import SLOPE_TOLERANCE as SLOPE_TOLERANCE
 from lacuna.theory.linear_regime import Regime as Regime
 from lacuna.theory.linear_regime import linear_regime as linear_regime
+from lacuna.theory.linear_regime import predicted_share as predicted_share
+from lacuna.theory.linear_regime import predicted_sigma_star as predicted_sigma_star
 from lacuna.theory.linear_regime import rounding_floor as rounding_floor

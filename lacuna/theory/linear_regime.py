@@ -99,6 +99,77 @@ def linear_regime(
     return _regime(*arrays)
 
 
+def predicted_share(
+    sigma: Number, gradient_norm: Number, curvature_trace: Number, curvature_spread: Number = 0.0
+) -> Float[Array, "..."]:
+    """The share of F1 that a gradient and a curvature foretell: `1 / (1 + (sigma / sigma_half)^2)`.
+
+    On a quadratic `var F1 = sigma^2 |a|^2` and, as `E (z^T H z)^2 = (tr H)^2 + 2 tr H^2`,
+    `mean F2^2 = sigma^4/4 [(tr H)^2 + 2 tr H^2]`. Their ratio is `(sigma / sigma_half)^2` with
+    `sigma_half = 2 |a| / sqrt((tr H)^2 + 2 tr H^2)`, the step at which both parts are of one size.
+
+    Args:
+      sigma: standard deviation of a step per coordinate, in units of the parameters.
+      gradient_norm: `|a|`, loss per unit of the parameters.
+      curvature_trace: `tr H`, loss per squared unit.
+      curvature_spread: standard deviation of `z^T H z`, `sqrt(2 tr H^2)`, same unit.
+
+    Returns:
+      A share in [0, 1], float32, in the broadcast shape of the arguments; NaN without slope and curvature.
+
+    Source: the F1 / F2 split of arXiv 2606.10929; the prediction is ours.
+    """
+    arrays = (jnp.asarray(x, jnp.float32) for x in (sigma, gradient_norm, curvature_trace, curvature_spread))
+    return _predicted_share(*arrays)
+
+
+def predicted_sigma_star(
+    gradient_norm: Number, curvature_trace: Number, curvature_spread: Number = 0.0, *, share: float = SHARE
+) -> Float[Array, "..."]:
+    """The sigma at which the predicted share of F1 falls to 0.9: the end of the linear regime, before any step.
+
+    `predicted_share` solved for sigma: `sigma_half sqrt(1 / share - 1)`, a third of `sigma_half` at 0.9. A cubic term
+    may end the regime earlier; that takes a third derivative to know.
+
+    Args:
+      gradient_norm: `|a|`, loss per unit of the parameters.
+      curvature_trace: `tr H`, loss per squared unit.
+      curvature_spread: standard deviation of `z^T H z`, same unit.
+      share: the share asked for, in (0, 1).
+
+    Returns:
+      A standard deviation of a step per coordinate, float32; infinite without curvature.
+
+    Raises:
+      InvalidInput: the share is outside (0, 1).
+
+    Source: ours, from `predicted_share`.
+    """
+    if not 0 < share < 1:
+        raise InvalidInput("predicted_sigma_star needs a share between 0 and 1", got=share, hint=f"share={SHARE}")
+    arrays = (jnp.asarray(x, jnp.float32) for x in (gradient_norm, curvature_trace, curvature_spread))
+    return _sigma_half(*arrays) * (1 / share - 1) ** 0.5
+
+
+@jax.jit
+def _predicted_share(
+    sigma: Float[Array, "..."],
+    gradient_norm: Float[Array, "..."],
+    curvature_trace: Float[Array, "..."],
+    curvature_spread: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    # In this order: squares of a small slope or of a large trace leave float32.
+    paid_over_climbed = sigma / 2 * jnp.hypot(curvature_trace, curvature_spread) / gradient_norm
+    return 1 / (1 + paid_over_climbed**2)
+
+
+@jax.jit
+def _sigma_half(
+    gradient_norm: Float[Array, "..."], curvature_trace: Float[Array, "..."], curvature_spread: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    return 2 * gradient_norm / jnp.hypot(curvature_trace, curvature_spread)
+
+
 def rounding_floor(base: Number, sigma: Number, gradient_norm: Number) -> Float[Array, "..."]:
     """Relative error that rounding the losses alone makes in F1: `ulp(|base|) / (sigma |a|)`.
 
