@@ -1,6 +1,5 @@
 """What a sweep's scores say, beside what the theory said they would: everything a report needs, as records."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -130,7 +129,7 @@ def _gain_by_sigma(result: SweepResult, landscape: Landscape) -> Iterator[Record
         both_signs=both,
         dimension=landscape.dimension,
     )
-    yield _record("predicted_best_sigma", best / _length(landscape))
+    yield _record("predicted_best_sigma", best / landscape.unit_step)
 
 
 def _predict(
@@ -138,7 +137,7 @@ def _predict(
 ) -> dict[str, np.ndarray]:
     slope, curvature = landscape.slope, (landscape.curvature_trace, landscape.curvature_along)
     error = landscape.curvature_trace_error
-    step = np.asarray(sigma * _length(landscape), np.float32)
+    step = np.asarray(sigma * landscape.unit_step, np.float32)
     law = {"both_signs": both_signs, "dimension": landscape.dimension}
     low, high = theory.best_of_n_band(n, step, slope, *curvature, level=BAND_LEVEL, curvature_trace_error=error, **law)
     return {
@@ -148,15 +147,6 @@ def _predict(
         "first_order_gain": np.asarray(theory.best_of_n_gain(n, step, slope, **law)),
         "asymptotic_gain": np.asarray(sigma * slope * theory.asymptotic_max(n, both_signs=both_signs)),
     }
-
-
-def _length(landscape: Landscape) -> float:
-    """Of a step for a sigma of one, as the theory is to be told it.
-
-    The slope of a landscape is that of one coordinate along the noise, which on a sphere in k dimensions has the mean
-    square sigma^2 / k: in its unit the step there is `sqrt(k)` long. A Gaussian step is told by its deviation, one.
-    """
-    return math.sqrt(landscape.dimension or 1)
 
 
 def _top(result: SweepResult) -> Iterator[Record]:

@@ -55,6 +55,15 @@ class Landscape(NamedTuple):
     is_predicted: bool = True
     dimension: int | None = None
 
+    @property
+    def unit_step(self) -> float:
+        """What a sigma of one is to the functions of `lacuna.theory`, beside this slope and these curvatures.
+
+        They belong to one coordinate of the noise in units of its standard deviation. The theory's size of a Gaussian
+        step is that deviation, 1; on a sphere in k dimensions it is the length, `sqrt(k)` of them.
+        """
+        return math.sqrt(self.dimension or 1)
+
 
 def landscape(
     loss: Loss | Objective, params: Params, batch: Batch, sweep: Sweep, *, seed: int = 0, num_probes: int = 64

@@ -15,6 +15,7 @@ No coordinate exceeds one: once n outgrows `exp(k / 2)` the maximum saturates, w
 
 import numpy as np
 from jaxtyping import Real
+from numpy.typing import NDArray
 
 from lacuna.theory import maxima
 from lacuna.theory.maxima import Count, Double, Quantile
@@ -42,7 +43,7 @@ def expected_max_coordinate(n: Count, dimension: int, *, both_signs: bool = Fals
 
     Source: classical order statistics; the sphere is ours.
     """
-    return _moment("expected_max_coordinate", n, dimension, 1, both_signs)
+    return _moment(*_checked("expected_max_coordinate", n, dimension), 1, both_signs)
 
 
 def expected_max_coordinate_square(n: Count, dimension: int, *, both_signs: bool = False) -> Double:
@@ -66,7 +67,7 @@ def expected_max_coordinate_square(n: Count, dimension: int, *, both_signs: bool
 
     Source: classical order statistics; the sphere is ours.
     """
-    return _moment("expected_max_coordinate_square", n, dimension, 2, both_signs)
+    return _moment(*_checked("expected_max_coordinate_square", n, dimension), 2, both_signs)
 
 
 def max_coordinate_quantile(
@@ -92,17 +93,19 @@ def max_coordinate_quantile(
 
     Source: classical order statistics; the sphere is ours.
     """
-    asked = "max_coordinate_quantile"
-    n, dimension = maxima.counts(asked, n), maxima.count_of(asked, "dimension", dimension)
+    n, dimension = _checked("max_coordinate_quantile", n, dimension)
     with np.errstate(divide="ignore"):
-        log_q = np.log(maxima.probabilities(asked, q))
+        log_q = np.log(maxima.probabilities("max_coordinate_quantile", q))
     if dimension == 1:
         return np.where(both_signs | (log_q > -n * np.log(2.0)), 1.0, -1.0)[()]
     return maxima.quantile_of_max(_quantile(dimension), n, log_q, both_signs=both_signs)[()]
 
 
-def _moment(asked: str, n: Count, dimension: int, power: int, both_signs: bool) -> Double:
-    n, dimension = maxima.counts(asked, n), maxima.count_of(asked, "dimension", dimension)
+def _checked(asked: str, n: object, dimension: object) -> tuple[NDArray[np.int64], int]:
+    return maxima.counts(asked, n), maxima.count_of(asked, "dimension", dimension)
+
+
+def _moment(n: NDArray[np.int64], dimension: int, power: int, both_signs: bool) -> Double:
     if dimension == 1:  # a sign: its quantile jumps, and no quadrature is needed
         missed = 0.0 if both_signs or power == 2 else np.exp2(1.0 - n)
         return (np.ones(n.shape) - missed)[()]

@@ -99,15 +99,6 @@ def test_the_error_of_the_trace_widens_the_band_on_both_sides():
     assert wide[1] - plain[1] == pytest.approx(margin, rel=1e-5)
 
 
-def test_the_gain_differentiates_to_its_finite_difference():
-    def gain(sigma):
-        return theory.best_of_n_gain(100, sigma, 1.5, 7.0, 0.8)
-
-    # The gain is quadratic in sigma, so the central difference is exact but for rounding.
-    difference = (gain(0.3 + 0.1) - gain(0.3 - 0.1)) / 0.2
-    assert jax.grad(gain)(0.3) == pytest.approx(float(difference), rel=1e-5)
-
-
 @pytest.mark.parametrize("both_signs", [False, True])
 def test_the_gain_is_stationary_and_largest_at_the_best_sigma(both_signs):
     planted = (1.5, 7.0, 0.8)
