@@ -127,8 +127,9 @@ def _gain_by_sigma(result: SweepResult, landscape: Landscape) -> Iterator[Record
         landscape.curvature_trace,
         landscape.curvature_along,
         both_signs=both,
+        dimension=landscape.dimension,
     )
-    yield _record("predicted_best_sigma", best)
+    yield _record("predicted_best_sigma", best / landscape.unit_step)
 
 
 def _predict(
@@ -136,15 +137,14 @@ def _predict(
 ) -> dict[str, np.ndarray]:
     slope, curvature = landscape.slope, (landscape.curvature_trace, landscape.curvature_along)
     error = landscape.curvature_trace_error
-    sigma32 = np.asarray(sigma, np.float32)
-    low, high = theory.best_of_n_band(
-        n, sigma32, slope, *curvature, both_signs=both_signs, level=BAND_LEVEL, curvature_trace_error=error
-    )
+    step = np.asarray(sigma * landscape.unit_step, np.float32)
+    law = {"both_signs": both_signs, "dimension": landscape.dimension}
+    low, high = theory.best_of_n_band(n, step, slope, *curvature, level=BAND_LEVEL, curvature_trace_error=error, **law)
     return {
-        "predicted_gain": np.asarray(theory.best_of_n_gain(n, sigma32, slope, *curvature, both_signs=both_signs)),
+        "predicted_gain": np.asarray(theory.best_of_n_gain(n, step, slope, *curvature, **law)),
         "predicted_low": np.asarray(low),
         "predicted_high": np.asarray(high),
-        "first_order_gain": np.asarray(theory.best_of_n_gain(n, sigma32, slope, both_signs=both_signs)),
+        "first_order_gain": np.asarray(theory.best_of_n_gain(n, step, slope, **law)),
         "asymptotic_gain": np.asarray(sigma * slope * theory.asymptotic_max(n, both_signs=both_signs)),
     }
 

@@ -48,6 +48,7 @@ class Family(ABC):
       isotropic: the covariance is the identity.
       normal: the noise is normal along every direction, or as good as that, so that the theorem predicts its gain.
       by_limit: as good as that only along directions in which many coordinates take part.
+      spherical: a draw over its length is uniform on the unit sphere of the space that the noise fills.
     """
 
     if TYPE_CHECKING:  # read-only; at run time a property here would hide the fields of the dataclasses below
@@ -64,6 +65,8 @@ class Family(ABC):
         def normal(self) -> bool: ...
         @property
         def by_limit(self) -> bool: ...
+        @property
+        def spherical(self) -> bool: ...
 
     @abstractmethod
     def stacked(self, leaf_name: str) -> bool:
@@ -159,6 +162,10 @@ class LeafFamily(Family):
 
     block = 1
     isotropic = True
+
+    @property
+    def spherical(self) -> bool:
+        return self.normal and not self.by_limit
 
     def stacked(self, leaf_name: str) -> bool:
         return self.layered(leaf_name)

@@ -2,7 +2,8 @@
 
 For noise with the covariance C, the loss at `theta + sigma * noise` has the slope `sqrt(a^T C a)` in sigma, and the
 curvatures `tr(H C)` and `w^T H w` along `w = C a / sqrt(a^T C a)`: those of a Gaussian search, whatever the basis or
-the scales. A radius as the unit of sigma divides the noise by its mean length.
+the scales. A radius as the unit of sigma divides the noise by its mean length, the root of its mean square; what an
+exact one does beyond that, to noise that is then uniform on a sphere, the theory knows from the sphere's dimension.
 """
 
 import math
@@ -21,7 +22,7 @@ from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Delta, Key, Loss, Objective, Operator, Params
 
 FEW_DIMENSIONS = 1000
-"""Fewer than these, and neither a point on a sphere nor random signs are as good as normal along a direction."""
+"""Fewer than these, and neither noise of one length nor random signs are as good as normal along a direction."""
 
 
 class Landscape(NamedTuple):
@@ -38,7 +39,9 @@ class Landscape(NamedTuple):
       params_norm: `|theta|`, for the relative radius.
       step_norm: root mean square length of a step for a sigma of one.
       num_params: P.
-      is_predicted: whether the noise is as good as normal along any direction, so that the theorem is about it.
+      is_predicted: whether the noise is as good as normal along any direction, or uniform on a sphere, so that the
+        theorem is about it.
+      dimension: of the sphere on which the steps are uniform, each of the length sigma; None where they are not.
     """
 
     slope: float
@@ -50,6 +53,16 @@ class Landscape(NamedTuple):
     step_norm: float
     num_params: int
     is_predicted: bool = True
+    dimension: int | None = None
+
+    @property
+    def unit_step(self) -> float:
+        """What a sigma of one is to the functions of `lacuna.theory`, beside this slope and these curvatures.
+
+        They belong to one coordinate of the noise in units of its standard deviation. The theory's size of a Gaussian
+        step is that deviation, 1; on a sphere in k dimensions it is the length, `sqrt(k)` of them.
+        """
+        return math.sqrt(self.dimension or 1)
 
 
 def landscape(
@@ -71,8 +84,11 @@ def landscape(
     scale = sweep.mean_scale(params)
     measured = _measure(loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
     slope, along, trace, error, gradient_norm, params_norm, participation = (float(x) for x in measured)
-    on_a_sphere = sweep.unit == "exact_radius" and family.dimension(params) < FEW_DIMENSIONS
-    too_few = family.by_limit and participation < FEW_DIMENSIONS
+    exact = sweep.unit == "exact_radius"
+    dimension = family.dimension(params)
+    on_a_sphere = exact and family.spherical
+    # A radius that is exact on another shape, and random signs, are as good as normal in many dimensions alone.
+    too_few = (exact and dimension < FEW_DIMENSIONS) or (family.by_limit and participation < FEW_DIMENSIONS)
     return Landscape(
         slope=scale * slope,
         curvature_along=scale**2 * along,
@@ -82,7 +98,8 @@ def landscape(
         params_norm=params_norm,
         step_norm=scale * math.sqrt(family.mean_square(params)),
         num_params=trees.size(params),
-        is_predicted=family.normal and not on_a_sphere and not too_few,
+        is_predicted=on_a_sphere or (family.normal and not too_few),
+        dimension=dimension if on_a_sphere else None,
     )
 
 

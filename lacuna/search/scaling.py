@@ -41,6 +41,7 @@ class Scaled(Family):
     patterns: tuple[str, ...]
 
     isotropic = False
+    spherical = False
 
     @property
     def name(self) -> str:

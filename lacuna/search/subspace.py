@@ -43,6 +43,7 @@ class InBasis(Family):
     isotropic = False
     normal = True
     by_limit = False
+    spherical = True
 
     @property
     def name(self) -> str:

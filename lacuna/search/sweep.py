@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -14,11 +14,10 @@ from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.search.families import Family
 from lacuna.search.select import Candidate
+from lacuna.theory import Unit
 from lacuna.types import Params
 
 DEFAULT_TOP_K = 16
-
-Unit = Literal["sigma", "rms_radius", "exact_radius"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a Gaussian landscape predicts: order statistics, best-of-N gains and the linear regime.
 
-Importable alone: it stands on jax and numpy. Moments and quantiles of maxima are float64 numbers made on
-the host; everything that takes losses, gradients or sigmas is float32 jnp and may be traced.
+Importable alone: it stands on jax and numpy, and where steps lie on a sphere on scipy, which comes with jax.
+Moments and quantiles of maxima are float64 numbers made on the host; everything that takes losses, gradients or
+sigmas is float32 jnp, compiled once, and may be traced and differentiated.
 """
 
 from lacuna.theory.best_of_n import best_of_n_band as best_of_n_band
@@ -19,3 +20,8 @@ from lacuna.theory.linear_regime import linear_regime as linear_regime
 from lacuna.theory.linear_regime import predicted_share as predicted_share
 from lacuna.theory.linear_regime import predicted_sigma_star as predicted_sigma_star
 from lacuna.theory.linear_regime import rounding_floor as rounding_floor
+from lacuna.theory.sphere import expected_max_coordinate as expected_max_coordinate
+from lacuna.theory.sphere import expected_max_coordinate_square as expected_max_coordinate_square
+from lacuna.theory.sphere import max_coordinate_quantile as max_coordinate_quantile
+from lacuna.theory.subspace import Unit as Unit
+from lacuna.theory.subspace import subspace_gain as subspace_gain

@@ -1,25 +1,15 @@
 """The largest of n standard normals: its quantiles and its exact moments, in float64 on the host.
 
-One identity carries this module. The maximum M of n normals has `P(M <= x) = Phi(x)^n`, so its quantile is
-`M(q) = Phi^-1(q^(1/n))`, and any moment is an integral over q: `E g(M) = int_0^1 g(M(q)) dq`. With both
-signs of every draw the maximum is `max_i |Z_i|`; as `P(|Z| <= x) = 2 Phi(x) - 1`, its quantile is
-`M(q) = Phi^-1((1 + q^(1/n)) / 2)`.
-
-`q^(1/n)` lies within `1/n` of one, where float64 has lost `log10 n` digits of the distance that matters.
-So everything goes through the survival side `1 - q^(1/n) = -expm1(log(q) / n)`, which loses none.
+The law of the maximum and the integral over its quantiles are those of `lacuna.theory.maxima`, with the
+normal quantile `Phi^-1` of Wichura (1988), taken from whichever tail is small.
 """
 
 import numpy as np
-from jaxtyping import Float64, Int, Real
+from jaxtyping import Real
 from numpy.typing import NDArray
 
-from lacuna.errors import InvalidInput
-
-Count = int | np.integer | Int[np.ndarray, "..."]
-"""N: a positive integer known outside compiled code, or an array of them (a best-of-N curve)."""
-
-Double = np.float64 | Float64[np.ndarray, "..."]
-"""A float64 number, or an array of them in the shape of the counts."""
+from lacuna.theory import maxima
+from lacuna.theory.maxima import Count, Double
 
 # Numerator and denominator, highest power first, of the three rational approximations of Wichura (1988).
 # fmt: off
@@ -43,14 +33,6 @@ _TAIL = (
 )
 # fmt: on
 
-# E g(M) with q = exp(-e^s): the weight e^(s - e^s) is analytic for |Im s| < pi/2, so the trapezoid rule
-# with step h is off by exp(-pi^2 / h), 7e-18 here; the window ends where the weight is below 1e-17.
-_STEP = 0.25
-_NODES = np.exp(np.arange(-40.0, 3.76, _STEP))
-_WEIGHTS = _STEP * _NODES * np.exp(-_NODES)
-_BLOCK = 256
-"""Counts handled at a time: (counts x nodes) numbers stay in cache, and a long curve in memory."""
-
 
 def normal_quantile(p: Real[np.ndarray, "..."] | float) -> Double:
     """`Phi^-1(p)`, the value that a standard normal stays below with probability p.
@@ -68,7 +50,7 @@ def normal_quantile(p: Real[np.ndarray, "..."] | float) -> Double:
 
     Source: Wichura (1988), algorithm AS 241.
     """
-    p = _probabilities("normal_quantile", p)
+    p = maxima.probabilities("normal_quantile", p)
     return _signed_quantile(p - 0.5, np.minimum(p, 1 - p))[()]
 
 
@@ -80,7 +62,7 @@ def max_quantile(n: Count, q: Real[np.ndarray, "..."] | float, *, both_signs: bo
 
     Args:
       n: how many draws; an integer, or an array of integers.
-      q: probabilities in [0, 1]; broadcast against `n`.
+      q: probabilities in [0, 1], numbers on the host, fixed beforehand like `n`; broadcast against it.
       both_signs: the maximum of `|Z|` over n draws, each of them tried with both signs.
 
     Returns:
@@ -91,10 +73,10 @@ def max_quantile(n: Count, q: Real[np.ndarray, "..."] | float, *, both_signs: bo
 
     Source: classical order statistics (David & Nagaraja, Order Statistics, section 2.1).
     """
-    n = _counts("max_quantile", n)
-    q = _probabilities("max_quantile", q)
+    n = maxima.counts("max_quantile", n)
+    q = maxima.probabilities("max_quantile", q)
     with np.errstate(divide="ignore"):
-        return _max_quantile(n, np.log(q), both_signs)[()]
+        return maxima.quantile_of_max(_signed_quantile, n, np.log(q), both_signs=both_signs)[()]
 
 
 def expected_max(n: Count) -> Double:
@@ -115,15 +97,14 @@ def expected_max(n: Count) -> Double:
 
     Source: classical order statistics; the factor E[max of N] of arXiv 2606.10929, Theorem 1.
     """
-    n = _counts("expected_max", n)
-    # A lone normal has mean zero by symmetry; the quadrature leaves 1e-17 of it.
-    return np.where(n == 1, 0.0, _moment(n, 1, both_signs=False))[()]
+    return maxima.moment_of_max(_signed_quantile, maxima.counts("expected_max", n), 1, both_signs=False)
 
 
 def expected_max_abs(n: Count) -> Double:
     """`E max_i |Z_i|` over n standard normals: the factor when every draw is tried with both signs.
 
-    The integral of `expected_max` with the quantile `Phi^-1((1 + q^(1/n)) / 2)` of `max |Z|`. It is not
+    As `P(|Z| <= x) = 2 Phi(x) - 1`, `P(max |Z_i| <= x) = (2 Phi(x) - 1)^n = q` at `Phi^-1((1 + q^(1/n)) / 2)`,
+    and `E max |Z_i|` is the integral of this quantile over q, taken like that of `expected_max`. It is not
     `expected_max(2 n)`: the two signs of one draw are not independent (2 draws: 1.128 against 1.029).
 
     Args:
@@ -137,14 +118,15 @@ def expected_max_abs(n: Count) -> Double:
 
     Source: classical order statistics.
     """
-    return _moment(_counts("expected_max_abs", n), 1, both_signs=True)[()]
+    return maxima.moment_of_max(_signed_quantile, maxima.counts("expected_max_abs", n), 1, both_signs=True)
 
 
 def expected_max_square(n: Count, *, both_signs: bool = False) -> Double:
     """`m2 = E M^2`, with M the maximum of n standard normals or of their absolute values.
 
-    The same integral over quantiles, of the square. A draw has `E Z^2 = 1` along any direction; the winner
-    of N has m2 along the gradient, so curvature there counts `m2 - 1` times more (9.7 at N = 1,024).
+    M at its quantile q is `M(q) = Phi^-1(q^(1/n))`, or `Phi^-1((1 + q^(1/n)) / 2)` with both signs, and q is
+    uniform, so `E M^2 = int_0^1 M(q)^2 dq`. A draw has `E Z^2 = 1` along any direction; the winner of N has
+    m2 along the gradient, so curvature there counts `m2 - 1` times more (9.7 at N = 1,024).
 
     Args:
       n: how many draws; an integer, or an array of integers.
@@ -158,7 +140,8 @@ def expected_max_square(n: Count, *, both_signs: bool = False) -> Double:
 
     Source: classical order statistics.
     """
-    return _moment(_counts("expected_max_square", n), 2, both_signs=both_signs)[()]
+    n = maxima.counts("expected_max_square", n)
+    return maxima.moment_of_max(_signed_quantile, n, 2, both_signs=both_signs)
 
 
 def asymptotic_max(n: Count, *, both_signs: bool = False) -> Double:
@@ -179,25 +162,8 @@ def asymptotic_max(n: Count, *, both_signs: bool = False) -> Double:
 
     Source: arXiv 2606.10929, Theorem 1 (its asymptotic form); classical extreme values.
     """
-    n = _counts("asymptotic_max", n)
+    n = maxima.counts("asymptotic_max", n)
     return np.sqrt(2 * np.log(2.0 * n if both_signs else n))[()]
-
-
-def _moment(n: NDArray[np.int64], power: int, *, both_signs: bool) -> NDArray[np.float64]:
-    """`E M^power` by the trapezoid rule over `s = log(-log q)`."""
-    flat = n.reshape(-1, 1)
-    blocks = (flat[i : i + _BLOCK] for i in range(0, max(len(flat), 1), _BLOCK))
-    moments = [_max_quantile(block, -_NODES, both_signs) ** power @ _WEIGHTS for block in blocks]
-    return np.concatenate(moments).reshape(n.shape)
-
-
-def _max_quantile(n: NDArray[np.int64], log_q: Double, both_signs: bool) -> NDArray[np.float64]:
-    """`Phi^-1(q^(1/n))` or `Phi^-1((1 + q^(1/n)) / 2)` from `log q`."""
-    log_p = log_q / n
-    p, survival = np.exp(log_p), -np.expm1(log_p)
-    if both_signs:
-        return _signed_quantile(p / 2, survival / 2)
-    return _signed_quantile(p - 0.5, np.minimum(p, survival))
 
 
 def _signed_quantile(offset: Double, tail: Double) -> NDArray[np.float64]:
@@ -215,22 +181,3 @@ def _signed_quantile(offset: Double, tail: Double) -> NDArray[np.float64]:
 def _rational(coefficients: tuple[list[float], list[float]], x: Double) -> Double:
     numerator, denominator = coefficients
     return np.polyval(numerator, x) / np.polyval(denominator, x)
-
-
-def _counts(asked: str, n: object) -> NDArray[np.int64]:
-    """`n` as an integer array, or `InvalidInput` in the caller's name."""
-    counts = np.asarray(n)
-    if not np.issubdtype(counts.dtype, np.integer) or np.any(counts < 1):
-        raise InvalidInput(
-            f"{asked} needs a number of draws n that is a positive integer",
-            got=repr(n),
-            hint="n = 1 is the smallest, a single draw; convert a float with int(n)",
-        )
-    return counts
-
-
-def _probabilities(asked: str, p: object) -> NDArray[np.float64]:
-    probabilities = np.asarray(p, np.float64)
-    if not np.all((probabilities >= 0) & (probabilities <= 1)):
-        raise InvalidInput(f"{asked} needs probabilities in [0, 1]", got=repr(p), hint="0.5 is the median")
-    return probabilities

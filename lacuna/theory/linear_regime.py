@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from lacuna.errors import InvalidInput
@@ -72,6 +73,10 @@ def linear_regime(
 ) -> Regime:
     """Split antithetic losses into odd and even parts and locate the linear regime.
 
+    The losses of a pair are `L(+-) = L(0) +- sigma <a, z> + sigma^2/2 z^T H z +- O(sigma^3)`. Half their difference
+    is `F1 = sigma <a, z> + O(sigma^3)`, so rms(F1) = `sigma |a|` where the loss is linear; half their sum less the
+    base is `F2 = sigma^2/2 z^T H z + O(sigma^4)`, of mean `sigma^2/2 tr H`.
+
     sigma_star is the largest sigma where the share of F1 exceeds 0.9, every local slope of F1 up to it is
     within 0.1 of one (odd is not yet linear), and F1 stands above rounding. A slope that starts from an
     unresolved sigma is rounding, not geometry, and is not asked. At the first resolved sigma no slope has
@@ -79,6 +84,7 @@ def linear_regime(
 
     Pairs with a loss that is not finite are left out, sigma by sigma; where many are missing the slopes
     compare different draws. Compiled; inside `jax.jit` the sigmas may be constants, then checked, or traced.
+    Differentiable in sigmas, losses and base wherever the roots are not zero.
 
     Args:
       sigmas: standard deviations of a step, positive, strictly ascending (as float32).
@@ -173,8 +179,9 @@ def _sigma_half(
 def rounding_floor(base: Number, sigma: Number, gradient_norm: Number) -> Float[Array, "..."]:
     """Relative error that rounding the losses alone makes in F1: `ulp(|base|) / (sigma |a|)`.
 
-    A float32 loss is known to about one ulp, and F1 is `sigma |a|` in size. Drawn in figures as the line
-    below which a slope means nothing; losses summed over a long batch may err by several ulps.
+    A loss rounded to float32 is off by up to half an ulp, and so is half the difference of two; a whole ulp leaves
+    room for the sums behind them, and F1 is `sigma |a|` in size. Drawn in figures as the line below which a slope
+    means nothing; losses summed over a long batch may err by several ulps. The ulp is a constant to derivatives.
 
     Args:
       base: the loss at the centre.
@@ -186,8 +193,14 @@ def rounding_floor(base: Number, sigma: Number, gradient_norm: Number) -> Float[
 
     Source: ours; the float32 unit in the last place.
     """
-    base, sigma = jnp.asarray(base, jnp.float32), jnp.asarray(sigma, jnp.float32)
-    return jnp.spacing(jnp.abs(base)) / (sigma * jnp.asarray(gradient_norm, jnp.float32))
+    return _rounding_floor(*(jnp.asarray(x, jnp.float32) for x in (base, sigma, gradient_norm)))
+
+
+@jax.jit
+def _rounding_floor(
+    base: Float[Array, "..."], sigma: Float[Array, "..."], gradient_norm: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    return _ulp(base) / (sigma * gradient_norm)
 
 
 @jax.jit
@@ -195,9 +208,10 @@ def _regime(
     sigmas: Float[Array, "S"], plus: Float[Array, "N S"], minus: Float[Array, "N S"], base: Float[Array, ""]
 ) -> Regime:
     finite = jnp.isfinite(plus) & jnp.isfinite(minus)
-    # Differences come first: losses of one size lose nothing in them, squares of losses would.
-    odd = (plus - minus) / 2
-    even = ((plus - base) + (minus - base)) / 2
+    # Differences come first: losses of one size lose nothing in them, squares of losses would. What is not finite
+    # goes out before it is squared, or it would come back as a NaN in the derivatives of the others.
+    odd = jnp.where(finite, (plus - minus) / 2, 0)
+    even = jnp.where(finite, ((plus - base) + (minus - base)) / 2, 0)
 
     f1_rms, f2_rms = _rms(odd, finite), _rms(even, finite)
     f1_spread = _rms(odd - _mean(odd, finite), finite)
@@ -206,7 +220,7 @@ def _regime(
     share = jnp.where(num_finite > 1, 1 / (1 + (f2_rms / f1_spread) ** 2), jnp.nan)
     f1_slope, f2_slope = _local_slope(f1_rms, sigmas), _local_slope(f2_rms, sigmas)
 
-    resolved = f1_rms >= RESOLVED_ULPS * jnp.spacing(jnp.abs(base))
+    resolved = f1_rms >= RESOLVED_ULPS * _ulp(base)
     asked = jnp.concatenate([jnp.zeros(1, bool), resolved[:-1]])
     bent = asked & ~(jnp.abs(f1_slope - 1) <= SLOPE_TOLERANCE)  # written so that a NaN slope is bent
     linear = resolved & (share > SHARE) & (jnp.cumsum(bent) == 0)
@@ -223,6 +237,11 @@ def _regime(
         num_finite=num_finite,
         sigma_star=sigma_star,
     )
+
+
+def _ulp(base: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The unit in the last place, constant between powers of two; jax has no derivative of it."""
+    return jnp.spacing(jnp.abs(lax.stop_gradient(base)))
 
 
 def _mean(x: Float[Array, "N S"], finite: Bool[Array, "N S"]) -> Float[Array, "S"]:

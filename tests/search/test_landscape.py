@@ -95,14 +95,18 @@ def test_slope_and_curvature_are_those_along_the_noise_in_the_unit_of_sigma(kind
     trace = np.trace(noise.T @ (h[:, None] * noise))
     assert abs(found.curvature_trace - trace) < 4 * found.curvature_trace_error + 1e-4 * trace
     assert found.gradient_norm == pytest.approx(2.5, rel=1e-5)
-    assert found.is_predicted == (unit != "exact_radius")  # 300 dimensions are few for a sphere
+    sphere = {"basis": 7, "all": 300}.get(kind) if unit == "exact_radius" else None
+    assert found.dimension == sphere
+    assert found.unit_step == pytest.approx(np.sqrt(sphere or 1))
+    # 300 dimensions are few for noise of one length, unless it is uniform on a sphere.
+    assert found.is_predicted == (unit != "exact_radius" or kind != "scaled")
 
 
 def test_the_theorem_is_not_about_low_rank_noise():
     assert not landscape(*CURVED.problem, Sweep(low_rank(1), (0.1,), 8), num_probes=2).is_predicted
 
 
-def test_a_sphere_of_few_coordinates_is_not_predicted():
+def test_scaled_noise_of_one_length_on_few_coordinates_is_not_predicted():
     params = {"few": jnp.ones(3), "many": jnp.ones(2000)}
     subset = scaled(gaussian(), {"few": 1.0})
     assert subset.dimension(params) == 3
@@ -110,7 +114,17 @@ def test_a_sphere_of_few_coordinates_is_not_predicted():
     assert scaled(gaussian(), {".*": 2.0}).dimension(params) == 2003
     for unit, is_predicted in (("sigma", True), ("exact_radius", False)):
         sweep = Sweep(subset, (0.1,), 8, unit=unit)
-        assert landscape(problems.linear_loss, params, params, sweep, num_probes=2).is_predicted == is_predicted
+        found = landscape(problems.linear_loss, params, params, sweep, num_probes=2)
+        assert found.is_predicted == is_predicted
+        assert found.dimension is None
+
+
+def test_random_signs_over_their_length_lie_on_no_sphere():
+    params = {"w": jnp.ones(4000)}
+    sweep = Sweep(rademacher(), (0.1,), 8, unit="exact_radius")
+    found = landscape(problems.linear_loss, params, params, sweep, num_probes=2)
+    assert found.is_predicted
+    assert found.dimension is None
 
 
 def test_random_signs_are_predicted_where_many_coordinates_take_part():
