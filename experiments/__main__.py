@@ -1,6 +1,7 @@
-"""`python -m experiments EXPERIMENT:PRESET`, `all:PRESET`, or `report RUN`: measure claims and draw their reports."""
+"""`python -m experiments EXPERIMENT:PRESET ...`, `all:PRESET`, or `report RUN`: measure claims, draw their reports."""
 
 import difflib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ INTERRUPTED = 130
 
 USAGE = """\
 python -m experiments EXPERIMENT:PRESET [--out RUN] [--cache FOLDER] [options of the experiment]
+python -m experiments EXPERIMENT:PRESET EXPERIMENT:PRESET ... [--cache FOLDER]
 python -m experiments all:PRESET [--cache FOLDER]
 python -m experiments report RUN [--to FOLDER]
 
@@ -79,28 +81,35 @@ def _run(arguments: list[str], told: Any) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         told(USAGE.format(experiments=", ".join(known)))
         return
-    what, rest = arguments[0], arguments[1:]
-    if what == "report":
-        asked = tyro.cli(Report, args=rest, prog="python -m experiments report")
+    if arguments[0] == "report":
+        asked = tyro.cli(Report, args=arguments[1:], prog="python -m experiments report")
         _report(asked.run, asked.to, told)
         return
-    name, _, preset = what.partition(":")
-    if name not in (*known, "all") or preset not in PRESET_NAMES:
-        every = [f"{one}:{size}" for one in (*known, "all") for size in PRESET_NAMES]
-        near = difflib.get_close_matches(what, every, n=1, cutoff=0)
+    named = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    rest = arguments[len(named) :]
+    wanted = [one for argument in named for one in _expanded(argument, known, PRESET_NAMES)]
+    if len(wanted) == 1:
+        _one(*wanted[0], rest, told)
+        return
+    where = tyro.cli(Where, args=rest, prog=f"python -m experiments {' '.join(named)}")
+    if where.out is not None:
+        raise InvalidInput("several experiments have a run folder each", got=f"--out {where.out}")
+    for name, preset in wanted:
+        _one(name, preset, ["--cache", str(where.cache)], told)
+
+
+def _expanded(argument: str, known: Sequence[str], presets: Sequence[str]) -> list[tuple[str, str]]:
+    """The experiments that `EXPERIMENT:PRESET` or `all:PRESET` names, each with the preset."""
+    name, _, preset = argument.partition(":")
+    if name not in (*known, "all") or preset not in presets:
+        every = [f"{one}:{size}" for one in (*known, "all") for size in presets]
+        near = difflib.get_close_matches(argument, every, n=1, cutoff=0)
         raise InvalidInput(
-            f"EXPERIMENT:PRESET is one of {', '.join((*known, 'all'))} with {', '.join(PRESET_NAMES)}",
-            got=f"`{what}`",
+            f"EXPERIMENT:PRESET is one of {', '.join((*known, 'all'))} with {', '.join(presets)}",
+            got=f"`{argument}`",
             hint=near[0],
         )
-    if name == "all":
-        where = tyro.cli(Where, args=rest, prog=f"python -m experiments {what}")
-        if where.out is not None:
-            raise InvalidInput("all:PRESET makes a run folder for each experiment", got=f"--out {where.out}")
-        for one in known:
-            _one(one, preset, ["--cache", str(where.cache)], told)
-    else:
-        _one(name, preset, rest, told)
+    return [(one, preset) for one in (known if name == "all" else [name])]
 
 
 def _one(name: str, preset: str, arguments: list[str], told: Any) -> None:

@@ -172,7 +172,7 @@ def _compared(config: Config, result: search.SweepResult, known: Known, group: s
     regime = theory.linear_regime(
         np.float32(sweep.sigmas), result.scores[..., 0], result.scores[..., 1], result.base_score
     )
-    yield Record(NAME, "num_draws", num_draws, "1")
+    yield Record(NAME, "num_draws", float(num_draws), "1")
     yield Record(NAME, "gradient_norm", known.slope, "loss")
     yield Record(NAME, "end", known.end, "1")
     for j, (step, sigma) in enumerate(zip(config.steps, sweep.sigmas, strict=True)):
@@ -261,9 +261,11 @@ def trend(rows: Sequence[Judged]) -> tuple[float, float]:
     At the smallest step alone: the steps of one search share their draws, and are no independent measurements.
     """
     rows = [row for row in rows if row.step == min(one.step for one in rows)]
+    if len(rows) < 3:
+        return 0.0, 0.0
     logs, ratios = np.log10([row.num_params for row in rows]), np.asarray([row.ratio for row in rows])
     spread_of_logs = np.sum((logs - logs.mean()) ** 2)
-    if len(rows) < 3 or spread_of_logs < 1e-9:
+    if spread_of_logs < 1e-9:
         return 0.0, 0.0
     slope = np.sum((logs - logs.mean()) * ratios) / spread_of_logs
     rest = ratios - ratios.mean() - slope * (logs - logs.mean())

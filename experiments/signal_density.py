@@ -55,7 +55,7 @@ ABOUT = (
     "bases, the mean over seeds). The control: mass in the place of density ranks worse."
 )
 
-UNITS: tuple[search.Unit, ...] = ("sigma", "rms_radius", "exact_radius")
+UNITS: tuple[theory.Unit, ...] = ("sigma", "rms_radius", "exact_radius")
 FAR = "rms_radius_far"
 """The rms length once more, so large that the loss along the best bases is no longer linear."""
 
@@ -210,18 +210,17 @@ def _gains(
         Record(NAME, "density", float(signal.density), "loss"),
     ]
     # By coordinates all but the exact length are sigmas of one search, scored from the same draws.
-    by_coordinate = {unit: size / (1 if unit == "sigma" else np.sqrt(rank)) for unit, size in sizes.items()}
-    exact = by_coordinate.pop("exact_radius") * np.sqrt(rank)
+    by_coordinate = {unit: sizes[unit] / np.sqrt(rank) for unit in ("rms_radius", FAR)} | {"sigma": sizes["sigma"]}
     sigmas = sorted(set(by_coordinate.values()))
     gains = _searched(start, rows, search.Sweep(family, tuple(sigmas), config.num_draws, seed=seed, antithetic=False))
-    on_sphere = search.Sweep(family, (exact,), config.num_draws, seed=seed, antithetic=False, unit="exact_radius")
+    on_sphere = search.Sweep(family, (length,), config.num_draws, seed=seed, antithetic=False, unit="exact_radius")
     columns = {unit: gains[:, sigmas.index(sigma)] for unit, sigma in by_coordinate.items()}
     columns["exact_radius"] = _searched(start, rows, on_sphere)[:, 0]
     for unit, column in columns.items():
         predicted = theory.subspace_gain(n, sizes[unit], signal.mass, rank, unit="rms_radius" if unit == FAR else unit)
-        records.append(Record(NAME, "predicted", float(predicted), "loss", {"unit": unit}))
+        records.append(Record(NAME, "predicted", float(predicted), "loss", {"steps": unit}))
         found = float(search.expected_best(column, np.asarray([n]))[0])
-        records.append(Record(NAME, "found", found, "loss", {"unit": unit}))
+        records.append(Record(NAME, "found", found, "loss", {"steps": unit}))
     return records
 
 
@@ -263,9 +262,9 @@ def ranking(records: Sequence[Record], state: str, unit: str, by: str, *, num_re
     of_seeds = []
     for seed in seeds_of(records):
         where: dict[str, Place] = {"seed": seed, "state": state}
-        found = select(records, "found", **where, unit=unit)
+        found = select(records, "found", **where, steps=unit)
         places = [{name: r.where[name] for name in ("basis", "rank")} for r in found]
-        more: dict[str, Place] = {"unit": unit} if by == "predicted" else {}
+        more: dict[str, Place] = {"steps": unit} if by == "predicted" else {}
         guesses = [value(records, by, **where, **place, **more) for place in places]
         of_seeds.append((np.asarray(guesses), np.asarray([r.value for r in found])))
     num_bases = min(len(found) for _, found in of_seeds)
@@ -311,7 +310,7 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
         share = _mean(records, "mass_share", **where)
         line = [kind, str(rank), f"{share:.2g}", f"{share / rank:.2g}"]
         for unit in UNITS:
-            predicted, found = (_mean(records, name, **where, unit=unit) for name in ("predicted", "found"))
+            predicted, found = (_mean(records, name, **where, steps=unit) for name in ("predicted", "found"))
             line.append(f"{predicted:.2g} / {found:.2g}")
         lines.append(line)
     columns = [
@@ -373,10 +372,10 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
 
 
 def _against_prediction(panel: "Axes", records: Sequence[Record], unit: str) -> None:
-    every = [record.value for record in select(records, "predicted", unit=unit)]
+    every = [record.value for record in select(records, "predicted", steps=unit)]
     for kind, (marker, colour) in LOOKS.items():
         predicted, found = (
-            [r.value for r in select(records, q, unit=unit, basis=kind)] for q in ("predicted", "found")
+            [r.value for r in select(records, q, steps=unit, basis=kind)] for q in ("predicted", "found")
         )
         panel.plot(predicted, found, marker, color=colour, ms=4, alpha=0.7, label=kind)
     ends = np.asarray([min(every) / 2, max(every) * 2])
@@ -390,7 +389,7 @@ def _against_rank(panel: "Axes", records: Sequence[Record], unit: str, config: C
     for kind, (marker, colour) in LOOKS.items():
         ranks = sorted(rank for name, rank in _bases_of(records) if name == kind)
         for quantity, look in (("predicted", {"lw": 1.2}), ("found", {"ls": "", "marker": marker, "ms": 4})):
-            gains = [_mean(records, quantity, unit=unit, basis=kind, rank=rank) for rank in ranks]
+            gains = [_mean(records, quantity, steps=unit, basis=kind, rank=rank) for rank in ranks]
             panel.plot(ranks, gains, color=colour, **look)
     panel.axvline(2 * np.log(config.num_best), color=drawing.CONTROL, lw=3, alpha=0.3)
     panel.set_xscale("log", base=2)

@@ -11,6 +11,9 @@ from lacuna.errors import InvalidInput
 SCHEMA = 1
 """Version of the line's layout; a reader refuses a newer one."""
 
+RESERVED = frozenset({"schema", "experiment", "quantity", "value", "unit"})
+"""Names of a line's own entries."""
+
 Place = str | int | float
 
 
@@ -24,6 +27,9 @@ class Record:
       value: the number; NaN where there is none.
       unit: its unit, `1` for a pure number.
       where: at which sigma, index, seed, ...
+
+    Raises:
+      InvalidInput: a place has the name of another entry of the line.
     """
 
     experiment: str
@@ -31,6 +37,12 @@ class Record:
     value: float
     unit: str
     where: dict[str, Place] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if taken := sorted(RESERVED & self.where.keys()):
+            raise InvalidInput(
+                f"a place may not have a name of the line itself: {', '.join(sorted(RESERVED))}", got=taken
+            )
 
     def to_json(self) -> str:
         """The record as one line of strict JSON (a value that is not finite as a string)."""

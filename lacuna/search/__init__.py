@@ -25,5 +25,4 @@ from lacuna.search.stopping import SweepStopped as SweepStopped
 from lacuna.search.subspace import in_basis as in_basis
 from lacuna.search.sweep import Sweep as Sweep
 from lacuna.search.sweep import SweepResult as SweepResult
-from lacuna.search.sweep import Unit as Unit
 from lacuna.search.sweep import table_sha256 as table_sha256

@@ -107,7 +107,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (["trajectory-prefx:small"], "Try: trajectory-prefix:small"),
         (["trajectory-prefix:tiny"], "got `trajectory-prefix:tiny`"),
         (["trajectory-prefix:smoke", "--num-seeds", "0"], "num_seeds must be at least 1; got 0"),
-        (["all:smoke", "--out", "x"], "a run folder for each experiment"),
+        (["all:smoke", "--out", "x"], "several experiments have a run folder each"),
+        (["basis-drift:smoke", "static-bases:smoke", "--out", "x"], "several experiments have a run folder each"),
+        (["basis-drift:smoke", "static-base:smoke"], "Try: static-bases:smoke"),
         (["report", "nowhere"], "nowhere must be the folder of a run"),
     ],
 )

@@ -218,3 +218,32 @@ def test_rounding_moves_the_odd_part_by_no_more_than_its_floor():
     regime = theory.linear_regime(sigmas, *pairs(3.0, slope, sigmas=sigmas))
     wrong = np.abs(np.asarray(regime.f1_rms) / (sigmas * np.sqrt(np.mean(slope**2))) - 1)
     assert np.all(wrong < theory.rounding_floor(3.0, sigmas, 1.0))
+
+
+def test_the_predicted_share_is_the_measured_one_on_a_quadratic():
+    rng = np.random.default_rng(0)
+    gradient, curvature, sigmas = rng.normal(size=50), rng.normal(0.3, 1, size=50), np.geomspace(0.01, 1, 5)
+    z = rng.normal(size=(20_000, 50))
+    odd, even = z @ gradient, z**2 @ curvature / 2
+    plus, minus = (sign * odd[:, None] * sigmas + even[:, None] * sigmas**2 for sign in (1, -1))
+    measured = theory.linear_regime(np.float32(sigmas), np.float32(plus), np.float32(minus), 0.0).share
+    norm, spread = np.linalg.norm(gradient), np.sqrt(2 * np.sum(curvature**2))
+    np.testing.assert_allclose(theory.predicted_share(sigmas, norm, curvature.sum(), spread), measured, rtol=0.05)
+
+
+def test_the_predicted_end_of_the_regime_has_the_share_that_was_asked():
+    for share in (0.5, 0.9, 0.99):
+        end = theory.predicted_sigma_star(2.0, 3.0, 4.0, share=share)
+        np.testing.assert_allclose(theory.predicted_share(end, 2.0, 3.0, 4.0), share, rtol=1e-6)
+    assert np.isinf(theory.predicted_sigma_star(1.0, 0.0))
+
+
+def test_predictions_of_the_regime_survive_scales_whose_squares_leave_float32():
+    np.testing.assert_allclose(theory.predicted_share(1e-15, 1e-20, 2e-5), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(theory.predicted_sigma_star(1e25, 1e30, share=0.5), 2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, np.nan])
+def test_a_share_that_is_no_share_is_refused(share):
+    with pytest.raises(InvalidInput, match="a share between 0 and 1"):
+        theory.predicted_sigma_star(1.0, 1.0, share=share)
