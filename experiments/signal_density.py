@@ -10,6 +10,7 @@ Expect: rank correlations of predicted and found gains above 0.9 in all three re
 `python -m experiments signal-density:small`. `smoke` shrinks the training, the bases, the draws and the seeds.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,8 +78,7 @@ class Config:
     Attributes:
       num_seeds: seeds 0, 1, ... of model, data and noise.
       ranks: of the bases, ascending, as far as each goes.
-      most_gradients: largest rank of the bases of gradients and at random.
-      most_steps: largest rank of the first updates and of the Krylov basis.
+      most_built: largest rank of the bases that are built from gradients, updates or Hessian products.
       block_ranks: for each block of the tree, of the random bases by layer.
       num_task_vectors: other tasks behind the task-vector basis.
       num_draws: draws of each search, one sign of each.
@@ -91,12 +91,11 @@ class Config:
 
     num_seeds: int = 5
     ranks: tuple[int, ...] = (1, 4, 16, 64, 256)
-    most_gradients: int = 256
-    most_steps: int = 64
+    most_built: int = 64
     block_ranks: tuple[int, ...] = (1, 9)
     num_task_vectors: int = 4
-    num_draws: int = 256
-    num_best: int = 64
+    num_draws: int = 128
+    num_best: int = 32
     length: float = 0.1
     far: float = 10.0
     num_rows: int = 8
@@ -107,8 +106,7 @@ PRESETS = {
     "smoke": Config(
         1,
         (1, 4),
-        most_gradients=4,
-        most_steps=4,
+        most_built=4,
         block_ranks=(1,),
         num_task_vectors=1,
         num_draws=16,
@@ -124,13 +122,18 @@ PRESETS = {
 def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]:
     """All numbers of one seed."""
     found = []
+    at_random: Basis | None = None
     for state in STATES:
         start = starting_point(config.start, seed, cache, told, state=state)
         rows = scored_rows(start, config.start.task, config.num_rows)
         gradient = derivatives.gradient(start.loss, start.params, rows)
         known = known_landscape(start.loss, start.params, rows, num_probes=2, seed=seed)
         length = config.length * known.slope / abs(known.curvature[1])
-        for kind, basis in bases(config, start):
+        if at_random is None:  # the same at every state: it knows their shapes alone
+            told(f"a random basis of rank {config.ranks[-1]}")
+            key = keys.stream(seed, "random basis")
+            at_random = geometry.random_basis(key, start.params, rank=config.ranks[-1])
+        for kind, basis in itertools.chain(bases(config, start), _cuts(config, "random", at_random)):
             told(f"{state}: {kind}, rank {int(basis.rank)}")
             where: dict[str, Place] = {"seed": seed, "state": state, "basis": kind, "rank": int(basis.rank)}
             gains = _gains(config, start, rows, gradient, basis, length, noise_seed(NAME, *where.values()))
@@ -139,19 +142,19 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
 
 
 def bases(config: Config, start: Start) -> Iterator[tuple[str, Basis]]:
-    """Bases of one kind after the other, each kind at every rank that it has; none has seen the scored rows."""
-    spec, loss, params = start.spec, start.loss, start.params
-    key = keys.stream(start.seed, "signal density")
+    """Bases made at a point, each kind at every rank that it has; none has seen the scored rows."""
+    spec, loss, params, most = start.spec, start.loss, start.params, config.most_built
+    key = keys.stream(start.seed, "random blocks")
 
-    gradients = minibatch_gradients(start, params, spec.task, first=0, num=config.most_gradients)
-    yield from _cuts(config, "gradients of the task", geometry.gradient_basis(gradients, rank=config.most_gradients))
+    gradients = minibatch_gradients(start, params, spec.task, first=0, num=most)
+    yield from _cuts(config, "gradients of the task", geometry.gradient_basis(gradients, rank=most))
 
-    path = run_recovery(start, "sgd", num_steps=config.most_steps)
-    yield from _cuts(config, "the first updates", geometry.trajectory_prefix(path.updates, rank=config.most_steps))
+    path = run_recovery(start, "sgd", num_steps=most)
+    yield from _cuts(config, "the first updates", geometry.trajectory_prefix(path.updates, rank=most))
 
-    batch = start.task.train(GRADIENT_STEPS + config.most_gradients)
+    batch = start.task.train(GRADIENT_STEPS + most)
     operator, first = derivatives.hvp(loss, params, batch), derivatives.gradient(loss, params, batch)
-    yield from _cuts(config, "Krylov", geometry.krylov(operator, first, rank=config.most_steps)[0])
+    yield from _cuts(config, "Krylov", geometry.krylov(operator, first, rank=most)[0])
 
     others = [name for name in digits.DIGIT_TASKS if name != spec.task][: config.num_task_vectors]
     vectors = [specialised(start, name, num_rows=spec.batch_size) for name in others]
@@ -163,7 +166,6 @@ def bases(config: Config, start: Start) -> Iterator[tuple[str, Basis]]:
             "random, by layer",
             across_blocks(geometry.random_block_basis(key, params, rank=rank, stacked=start.model.stacked)),
         )
-    yield from _cuts(config, "random", geometry.random_basis(key, params, rank=config.most_gradients))
 
 
 def _cuts(config: Config, kind: str, basis: Basis) -> Iterator[tuple[str, Basis]]:

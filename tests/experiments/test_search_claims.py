@@ -24,9 +24,9 @@ def scaling_records(measured, *, share=0.99, sizes=(100, 1000, 10_000), group="p
     found = []
     for seed, (place, size) in itertools.product(SEEDS, enumerate(sizes)):
         where = {"seed": seed, "group": group, "num_params": size}
-        found.append(record("num_draws", 512, where))
         found.append(record("end", 0.1, where))
         where |= {"step": 0.1}
+        found.append(record("num_draws", 512, where))
         found.append(record("share", share, where))
         numbers = {"predicted": 3, "low": 2.5, "high": 3.5, "low_of_row": 2, "high_of_row": 4, "asymptote": 3.6}
         for quantity, value in (numbers | {"measured": measured[(place + seed) % len(measured)]}).items():
