@@ -117,7 +117,7 @@ def _quantile(dimension: int) -> Quantile:
     from scipy import special  # a quarter of a second, which only a sphere has to wait for
 
     def quantile(offset: Double, tail: Double) -> Double:
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore"):
             t = special.stdtrit(dimension - 1, tail)
             return np.copysign(1 / np.sqrt(1 + (dimension - 1) / (t * t)), offset)
 
