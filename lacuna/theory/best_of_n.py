@@ -140,7 +140,8 @@ def best_of_n_band(
       both_signs: every draw was scored at `+z` and at `-z`.
       level: probability that M lies in its interval, in (0, 1); static, a number on the host.
       curvature_trace_error: standard error of the estimate of tr H. It moves both ends outwards by
-        `z sigma^2/2 error` with `z = Phi^-1((1 + level) / 2)`; added linearly, so on the wide side.
+        `z sigma^2/2 p error` with `z = Phi^-1((1 + level) / 2)` and p one, or on a sphere the largest
+        `(1 - M^2) / (k - 1)` in the interval; added linearly, so on the wide side.
       dimension: k of the sphere on which the steps lie, static; None for Gaussian steps.
 
     Returns:
@@ -239,7 +240,9 @@ def _band(
         _gain(winner, sigma, gradient_norm, curvature_trace, gradient_curvature)
         for winner in (lowest, highest, _Winner(m, p, m**2 - p))
     ]
-    margin = sigma**2 / 2 * trace_margin
+    # The trace counts p times, the most where M is nearest to zero.
+    most = constant - by_square * jnp.clip(0, lowest.along, highest.along) ** 2
+    margin = sigma**2 / 2 * most * trace_margin
     return reduce(jnp.minimum, gains) - margin, reduce(jnp.maximum, gains) + margin
 
 

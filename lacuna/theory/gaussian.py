@@ -76,7 +76,7 @@ def max_quantile(n: Count, q: Real[np.ndarray, "..."] | float, *, both_signs: bo
     n = maxima.counts("max_quantile", n)
     q = maxima.probabilities("max_quantile", q)
     with np.errstate(divide="ignore"):
-        return maxima.quantile_of_max(_signed_quantile, n, np.log(q), both_signs=both_signs)[()]
+        return maxima.quantile_of_max(_signed_quantile, n, np.log(q), both_signs=both_signs)
 
 
 def expected_max(n: Count) -> Double:

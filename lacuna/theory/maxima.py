@@ -39,9 +39,8 @@ def quantile_of_max(quantile: Quantile, n: NDArray[np.int64], log_q: Double, *, 
     """`F^-1(q^(1/n))` or `F^-1((1 + q^(1/n)) / 2)` from `log q`."""
     log_p = log_q / n
     p, survival = np.exp(log_p), -np.expm1(log_p)
-    if both_signs:
-        return quantile(p / 2, survival / 2)
-    return quantile(p - 0.5, np.minimum(p, survival))
+    found = quantile(p / 2, survival / 2) if both_signs else quantile(p - 0.5, np.minimum(p, survival))
+    return np.asarray(found)[()]
 
 
 def moment_of_max(quantile: Quantile, n: NDArray[np.int64], power: int, *, both_signs: bool) -> Double:

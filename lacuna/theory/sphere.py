@@ -98,7 +98,7 @@ def max_coordinate_quantile(
         log_q = np.log(maxima.probabilities("max_coordinate_quantile", q))
     if dimension == 1:
         return np.where(both_signs | (log_q > -n * np.log(2.0)), 1.0, -1.0)[()]
-    return maxima.quantile_of_max(_quantile(dimension), n, log_q, both_signs=both_signs)[()]
+    return maxima.quantile_of_max(_quantile(dimension), n, log_q, both_signs=both_signs)
 
 
 def _checked(asked: str, n: object, dimension: object) -> tuple[NDArray[np.int64], int]:
@@ -117,7 +117,7 @@ def _quantile(dimension: int) -> Quantile:
     from scipy import special  # a quarter of a second, which only a sphere has to wait for
 
     def quantile(offset: Double, tail: Double) -> Double:
-        with np.errstate(divide="ignore", over="ignore"):
+        with np.errstate(divide="ignore"):
             t = special.stdtrit(dimension - 1, tail)
             return np.copysign(1 / np.sqrt(1 + (dimension - 1) / (t * t)), offset)
 

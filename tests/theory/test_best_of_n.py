@@ -120,6 +120,17 @@ def test_the_error_of_the_trace_widens_the_band_on_both_sides():
     assert wide[1] - plain[1] == pytest.approx(margin, rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 50])
+def test_on_a_sphere_the_error_of_the_trace_counts_as_much_as_the_trace(n):
+    law = {"level": 0.95, "dimension": 5}
+    plain = theory.best_of_n_band(n, 0.3, 1.0, 2.0, **law)
+    wide = theory.best_of_n_band(n, 0.3, 1.0, 2.0, curvature_trace_error=0.7, **law)
+    nearest = max(0.0, theory.max_coordinate_quantile(n, 5, 0.025))  # to zero; of a lone draw the interval holds it
+    margin = 1.959964 * 0.3**2 / 2 * (1 - nearest**2) / 4 * 0.7
+    assert plain[0] - wide[0] == pytest.approx(margin, rel=1e-4)
+    assert wide[1] - plain[1] == pytest.approx(margin, rel=1e-4)
+
+
 @pytest.mark.parametrize("both_signs", [False, True])
 def test_the_gain_is_stationary_and_largest_at_the_best_sigma(both_signs):
     planted = (1.5, 7.0, 0.8)

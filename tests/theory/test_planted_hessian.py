@@ -87,6 +87,8 @@ def test_on_a_line_a_step_goes_up_or_down():
         assert gain == pytest.approx(0.5 * 2 * (1 - 2.0 ** (1 - n)) - 0.125 * 3, rel=1e-6)
     low, high = theory.best_of_n_band(4, 0.5, 2.0, 3.0, 3.0, dimension=1)
     assert (low, high) == pytest.approx((-1 - 0.375, 1 - 0.375))
+    # An estimate of the trace that is off is not looked at, not even where the vertex lies inside: m / 2 - m^2 / 2.
+    assert theory.best_of_n_band(1, 1.0, 0.5, 3.0, 1.0, dimension=1) == pytest.approx((-1, 0.125))
     best = theory.best_sigma(7, 2.0, 3.0, 3.0, both_signs=True, dimension=1)
     assert best == pytest.approx(2 / 3)  # the minimum of the parabola
 
