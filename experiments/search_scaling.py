@@ -5,10 +5,11 @@ the number of parameters does not enter. What ends it is curvature, whose trace 
 given in units of the sigma at which the gradient and the Hessian's trace foretell the end of the linear regime, and
 gains in units of sigma |a|, so that landscapes of any size and steepness share one figure. Searches: planted
 quadratics with |a| = 1 and N to 1e5, untrained transformers of growing width, and three states of the trained one.
-Expect: measured over predicted near 1 with the spread of a maximum, 0.13 at N = 256 and 0.08 at 1e5.
+Expect: measured over predicted near 1 with the spread of a maximum, 0.12 at N = 256 and 0.06 at 1e5.
 `python -m experiments search-scaling:small`. `smoke` shrinks the training, the landscapes, the draws and the seeds.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -43,8 +44,9 @@ ABOUT = (
     "at its base point before a step was taken. Steps are in units of the foretold end of the linear regime, gains in "
     "units of σ|a|. The rule: wherever the odd part of the loss holds more than 0.9 of the squares (the F1 share), the "
     "measured gain lies in the predicted band. A row holds several searches, so its band is widened until all of "
-    "them together lie inside with probability 0.99. The control: the exact maximum is nearer than the asymptote, and "
-    "measured over predicted has no trend with the number of parameters."
+    "them together lie inside with probability 0.99. The control: of an eighth of the draws, over all subsets, the "
+    "gain is nearer to the exact maximum than to the asymptote, and measured over predicted has no trend with the "
+    "number of parameters."
 )
 
 LEVEL = 0.99
@@ -180,8 +182,10 @@ def _compared(
         unit, at = sigma * known.slope, np.float32(sigma)
         gains = (result.base_score - result.scores[:, j].astype(np.float64)) / unit
         of_draws = np.where(np.isfinite(gains), gains, -np.inf).max(axis=1)
-        sizes = np.unique([*search.subset_sizes(num_draws, per_octave=1), config.num_draws])
-        sizes = sizes if step == config.steps[SMALLEST] else np.asarray([num_draws])
+        sizes = np.asarray([num_draws])
+        if step == config.steps[SMALLEST]:
+            curve = search.subset_sizes(num_draws, per_octave=1)
+            sizes = np.unique([*curve, config.num_draws, few(num_draws)])
         measured = search.expected_best(of_draws, sizes)
         quantities: dict[str, Float[np.ndarray, sizes] | Float[Array, sizes]] = {
             "measured": measured,
@@ -215,7 +219,6 @@ class Judged:
       num_params: P.
       step: size of the step in units of the foretold end.
       ratio: measured over predicted gain.
-      to_asymptote: measured gain over the asymptote.
       in_band: whether the measured gain lies in the band of this search alone.
       in_band_of_row: and in that of all searches of its row together.
     """
@@ -223,7 +226,6 @@ class Judged:
     num_params: int
     step: float
     ratio: float
-    to_asymptote: float
     in_band: bool
     in_band_of_row: bool
 
@@ -245,12 +247,29 @@ def judged(records: Sequence[Record], group: str) -> list[Judged]:
                 num_params=int(record.where["num_params"]),
                 step=float(record.where["step"]),
                 ratio=measured / at("predicted"),
-                to_asymptote=measured / at("asymptote"),
                 in_band=at("low") <= measured <= at("high"),
                 in_band_of_row=at("low_of_row") <= measured <= at("high_of_row"),
             )
         )
     return rows
+
+
+def few(num_draws: int) -> int:
+    """Draws at which a search meets the asymptote: over all subsets of so many, the luck of the best averages out."""
+    return max(1, num_draws // 8)
+
+
+def exact_and_asymptotic(records: Sequence[Record], group: str) -> tuple[Spread, Spread]:
+    """Measured over predicted gain of a few draws at the smallest step, the prediction by either maximum."""
+    ratios = []
+    for record in select(records, "share", group=group):
+        n = few(int(value(records, "num_draws", **record.where)))
+        names = ("measured", "predicted", "first_order", "asymptote")
+        measured, predicted, exact, asymptote = (value(records, name, **record.where, n=n) for name in names)
+        if math.isfinite(measured):
+            ratios.append((measured / predicted, measured / (predicted - exact + asymptote)))
+    by_exact, by_asymptote = zip(*ratios, strict=True) if ratios else ((), ())
+    return Spread(by_exact), Spread(by_asymptote)
 
 
 def trend(rows: Sequence[Judged]) -> tuple[float, float]:
@@ -284,14 +303,13 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     rows = []
     for group in GROUPS:
         searches = judged(records, group)
-        ratios, asymptotes = (
-            Spread(tuple(getattr(row, name) for row in searches)) for name in ("ratio", "to_asymptote")
-        )
+        ratios = Spread(tuple(row.ratio for row in searches))
+        by_exact, by_asymptote = exact_and_asymptotic(records, group)
         slope, error = trend(searches)
         sizes = [int(record.where["num_params"]) for record in select(records, "end", group=group)]
         of_size = f"P = {min(sizes):,}" + (f" to {max(sizes):,}" if max(sizes) > min(sizes) else "")
         inside, inside_row = sum(row.in_band for row in searches), sum(row.in_band_of_row for row in searches)
-        nearer = abs(ratios.mean - 1) < abs(asymptotes.mean - 1)
+        nearer = abs(by_exact.mean - 1) < abs(by_asymptote.mean - 1)
         level = f", trend {slope:+.3f} ± {error:.3f} for each tenfold P" if max(sizes) > min(sizes) else ""
         rows.append(
             Claim(
@@ -300,7 +318,7 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
                 "it is, in any dimension (Theorem 1)",
                 f"measured over predicted {ratios}; in the {100 * LEVEL:g} % band {inside} of {len(searches)}, in "
                 f"that of the row {inside_row}",
-                f"over σ|a|√(2 ln 2N): {asymptotes}{level}",
+                f"of N/8 draws {by_exact}, with √(2 ln 2N) for E[max] {by_asymptote}{level}",
                 verdict(
                     bool(searches) and inside_row == len(searches),
                     nearer and abs(slope) <= 3 * error,
