@@ -20,6 +20,7 @@ from lacuna.search.scaling import relative_scales as relative_scales
 from lacuna.search.scaling import scaled as scaled
 from lacuna.search.select import Candidate as Candidate
 from lacuna.search.select import expected_best as expected_best
+from lacuna.search.select import measured_curves as measured_curves
 from lacuna.search.select import subset_sizes as subset_sizes
 from lacuna.search.stopping import SweepStopped as SweepStopped
 from lacuna.search.subspace import in_basis as in_basis

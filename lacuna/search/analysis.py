@@ -10,7 +10,7 @@ from lacuna.reports.records import Record
 from lacuna.search.candidates import rescore
 from lacuna.search.evaluate import score
 from lacuna.search.landscape import Landscape
-from lacuna.search.select import Candidate, expected_best, subset_sizes
+from lacuna.search.select import Candidate, measured_curves, subset_sizes
 from lacuna.search.sweep import SweepResult
 from lacuna.types import Batch, Loss, Objective, Params
 
@@ -92,20 +92,12 @@ def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
 def _curves(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     sweep = result.sweep
     sizes = subset_sizes(sweep.num_candidates)
-    gains = result.base_score - result.scores.astype(np.float64)
-    kinds = {"+": gains[..., 0]}
-    if sweep.antithetic:
-        kinds["-"] = gains[..., 1]
-        finite = np.isfinite(gains).any(axis=2)
-        kinds["both"] = np.where(finite, np.nanmax(np.where(np.isfinite(gains), gains, -np.inf), axis=2), np.nan)
-    for sign, of_draw in kinds.items():
-        both = sign == "both"
+    for sign, measured in measured_curves(result.base_score, result.scores, sizes).items():
         for j, sigma in enumerate(sweep.sigmas):
-            measured = expected_best(of_draw[:, j], sizes)
-            predicted = _predict(sizes, sigma, landscape, both_signs=both)
+            predicted = _predict(sizes, sigma, landscape, both_signs=sign == "both")
             for i, size in enumerate(sizes.tolist()):
                 where = {"sigma": sigma, "sign": sign, "n": size}
-                yield _record("measured_gain", measured[i], "loss", **where)
+                yield _record("measured_gain", measured[i, j], "loss", **where)
                 if sign != "-":  # minus obeys the law of plus
                     for quantity, values in predicted.items():
                         yield _record(quantity, values[i], "loss", **where)
