@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lacuna.setups import Setup
     from lacuna.types import Batch, Params
 
+HELD_OUT_BATCHES = 8
+"""Batches that the winners are scored on again: as many as give an interval for what is left of the gain."""
+
 
 @dataclass(frozen=True)
 class SweepCommand(SweepOptions):
@@ -91,7 +94,8 @@ def sweep(
     setup = _prepare_everywhere(command, console)
     setup = setup._replace(params=sweep_options.placed(command, setup.params, mesh))
     settings = sweep_options.with_family(settings, command, setup)
-    objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
+    objective, batch = setup.task.objective, setup.task.train(SEARCH_STEP)
+    held_out = [setup.task.held_out(step) for step in range(HELD_OUT_BATCHES)]
     out = Path(hosts.agree(lambda: str(_folder(command))))
     config = _config(command)
     onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
@@ -245,8 +249,8 @@ def _search(
         )
 
 
-def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "list[Record]":
-    """The task's metrics on held-out rows, at the base point and at the winner."""
+def _metric_records(result: "SweepResult", setup: "Setup", held_out: "list[Batch]") -> "list[Record]":
+    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size."""
     import jax
 
     from lacuna import search
@@ -257,11 +261,13 @@ def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "li
         best = result.best
         points["winner"] = search.candidate(setup.params, result.sweep, best.index, best.sigma, best.sign)
     metric = jax.jit(setup.task.metric)
-    return [
-        Record("sweep", "metric", float(value), "1", {"name": name, "point": point})
-        for point, params in points.items()
-        for name, value in metric(params, rows).items()
-    ]
+    found = []
+    for point, params in points.items():
+        of_batch = [jax.device_get(metric(params, rows)) for rows in held_out]
+        for name in of_batch[0]:
+            mean = sum(float(one[name]) for one in of_batch) / len(of_batch)
+            found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
+    return found
 
 
 def _table(rows: "list[SigmaRow]") -> Table:

@@ -1,6 +1,5 @@
 """Random search around trained weights: families of noise, the sweep, and what its scores say."""
 
-from lacuna.search.analysis import held_out_records as held_out_records
 from lacuna.search.analysis import sweep_records as sweep_records
 from lacuna.search.candidates import candidate as candidate
 from lacuna.search.candidates import rescore as rescore
@@ -10,6 +9,7 @@ from lacuna.search.families import LeafFamily as LeafFamily
 from lacuna.search.families import gaussian as gaussian
 from lacuna.search.families import low_rank as low_rank
 from lacuna.search.families import rademacher as rademacher
+from lacuna.search.held_out import held_out_records as held_out_records
 from lacuna.search.landscape import Landscape as Landscape
 from lacuna.search.landscape import landscape as landscape
 from lacuna.search.plan import SweepPlan as SweepPlan

@@ -5,14 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from lacuna import keys, theory
+from lacuna import theory
 from lacuna.reports.records import Record
-from lacuna.search.candidates import rescore
-from lacuna.search.evaluate import score
 from lacuna.search.landscape import Landscape
-from lacuna.search.select import Candidate, measured_curves, subset_sizes
+from lacuna.search.select import measured_curves, subset_sizes
 from lacuna.search.sweep import SweepResult
-from lacuna.types import Batch, Loss, Objective, Params
 
 EXPERIMENT = "sweep"
 
@@ -145,48 +142,3 @@ def _top(result: SweepResult) -> Iterator[Record]:
     for rank, best in enumerate(result.top_k, start=1):
         where = {"rank": rank, "index": best.index, "sigma": best.sigma, "sign": best.sign}
         yield _record("top_score", best.score, "loss", **where)
-
-
-def held_out_records(
-    result: SweepResult, loss: Loss | Objective, params: Params, batch: Batch, held_out: Batch
-) -> list[Record]:
-    """How much of the winners' gain survives on data that the search did not see.
-
-    The top K stand beside K draws at the winner's sigma that were never searched, so nobody selected them.
-    Each group's figure is the mean gain of those of its members whose loss is finite on both batches; their
-    number is recorded beside it. The winner is a group of its own.
-
-    Args:
-      result: the finished sweep.
-      loss: the sweep's loss.
-      params: its base point.
-      batch: the batch it scored.
-      held_out: rows of the same kind that it did not.
-    """
-    if result.best is None:
-        return []
-    sweep = result.sweep
-    num_top = len(result.top_k)
-    unsearched = [(sweep.num_candidates + i) % keys.SEED_LIMIT for i in range(num_top)]
-    groups = {
-        "winner": result.top_k[:1],
-        f"top {num_top}, mean": result.top_k,
-        f"{num_top} random draws at the winner's σ, mean": tuple(
-            Candidate(index, result.best.sigma, 1, np.nan) for index in unsearched
-        ),
-    }
-    everyone = tuple(candidate for members in groups.values() for candidate in members)
-    group_of = np.repeat(list(groups), [len(members) for members in groups.values()])
-    gains = {}
-    for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
-        base = float(score(loss, params, rows))
-        gains[quantity] = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
-    finite = np.all([np.isfinite(of_batch) for of_batch in gains.values()], axis=0)
-    found = []
-    for quantity, of_batch in gains.items():
-        for group, members in groups.items():
-            counted = of_batch[(group_of == group) & finite]
-            mean = counted.mean() if len(counted) else np.nan
-            where = {"group": group, "size": len(members), "num_finite": len(counted)}
-            found.append(_record(quantity, mean, "loss", **where))
-    return found
