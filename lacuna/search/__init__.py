@@ -12,6 +12,8 @@ from lacuna.search.families import rademacher as rademacher
 from lacuna.search.held_out import held_out_records as held_out_records
 from lacuna.search.landscape import Landscape as Landscape
 from lacuna.search.landscape import landscape as landscape
+from lacuna.search.next_sigma import NextSigma as NextSigma
+from lacuna.search.next_sigma import next_sigma as next_sigma
 from lacuna.search.plan import SweepPlan as SweepPlan
 from lacuna.search.plan import plan_sweep as plan_sweep
 from lacuna.search.reporting import report_run as report_run

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 from lacuna import theory
-from lacuna.reports.records import Record
+from lacuna.reports.records import Record, value
 from lacuna.search.landscape import Landscape
+from lacuna.search.next_sigma import next_sigma
 from lacuna.search.select import measured_curves, subset_sizes
-from lacuna.search.sweep import SweepResult
+from lacuna.search.sweep import Sweep, SweepResult
 
 EXPERIMENT = "sweep"
 
@@ -21,7 +22,7 @@ SIGMAS_A_DECADE = 24
 
 
 def sweep_records(result: SweepResult, landscape: Landscape) -> list[Record]:
-    """All numbers of a sweep's report: measured, predicted, and where the linear regime ends.
+    """All numbers of a sweep's report: measured, predicted, where the linear regime ends, where to search next.
 
     Gains are base score minus best score, in the unit of the loss. The measured curve is the exact mean
     over all subsets of N' draws; with antithetic draws it is given for both signs together and for each
@@ -31,17 +32,17 @@ def sweep_records(result: SweepResult, landscape: Landscape) -> list[Record]:
       result: the finished sweep.
       landscape: of the same loss on the same batch.
     """
-    return [
+    found = [
         *_base(result, landscape),
         *_regime(result, landscape),
         *_curves(result, landscape),
         *_gain_by_sigma(result, landscape),
-        *_top(result),
     ]
+    return [*found, _next(result.sweep, found), *_top(result)]
 
 
-def _record(quantity: str, value: object, unit: str = "1", **where: str | int | float) -> Record:
-    return Record(EXPERIMENT, quantity, float(np.asarray(value)), unit, where)
+def _record(quantity: str, number: object, unit: str = "1", **where: str | int | float) -> Record:
+    return Record(EXPERIMENT, quantity, float(np.asarray(number)), unit, where)
 
 
 def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
@@ -136,6 +137,14 @@ def _predict(
         "first_order_gain": np.asarray(theory.best_of_n_gain(n, sigma32, slope, both_signs=both_signs)),
         "asymptotic_gain": np.asarray(sigma * slope * theory.asymptotic_max(n, both_signs=both_signs)),
     }
+
+
+def _next(sweep: Sweep, found: list[Record]) -> Record:
+    """Which sigma to search next, from the measured gains of the whole sweep."""
+    whole = {"sign": "both" if sweep.antithetic else "+", "n": sweep.num_candidates}
+    gains = [value(found, "measured_gain", sigma=sigma, **whole) for sigma in sweep.sigmas]
+    chosen = next_sigma(sweep.sigmas, np.asarray(gains), predicted_best=value(found, "predicted_best_sigma"))
+    return _record("next_sigma", chosen.sigma, because=chosen.because)
 
 
 def _top(result: SweepResult) -> Iterator[Record]:

@@ -30,3 +30,11 @@ def test_candidates_that_are_not_finite_never_win_and_the_others_are_measured(an
         gain = records.value(found, "measured_gain", sigma=sigma, sign=sign, n=16)
         np.testing.assert_allclose(gain, result.base_score - np.nanmin(result.scores[:, j]), rtol=1e-6)
         assert records.value(found, "num_nonfinite", sigma=sigma) == num_lost[j]
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_a_loss_without_curvature_is_to_be_searched_farther_out(antithetic):
+    _, found = found_by(problems.linear_loss, dataclasses.replace(SWEEP, antithetic=antithetic))
+    (record,) = records.select(found, "next_sigma")
+    np.testing.assert_allclose(record.value, 3 * SWEEP.sigmas[-1])
+    assert record.where == {"because": "rising"}
