@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from lacuna.reports.records import Record
-    from lacuna.reports.sweep_report import SigmaRow
+    from lacuna.reports.sweep_outcome import SigmaRow
     from lacuna.search import Sweep, SweepResult
     from lacuna.setups import Setup
     from lacuna.types import Batch, Params
@@ -89,7 +89,7 @@ def sweep(
     mesh = sweep_options.mesh_of(command)
 
     from lacuna import search
-    from lacuna.reports import sweep_report
+    from lacuna.reports import sweep_outcome
 
     setup = _prepare_everywhere(command, console)
     setup = setup._replace(params=sweep_options.placed(command, setup.params, mesh))
@@ -126,8 +126,8 @@ def sweep(
             got=fault,
             hint=f"room on its disk, then lacuna sweep --resume {shlex.quote(str(out))}",
         ) from fault
-    console.print(_table(sweep_report.sigma_rows(found)))
-    console.print(sweep_report.summary(found))
+    console.print(_table(sweep_outcome.sigma_rows(found)))
+    console.print(sweep_outcome.summary(found))
     console.print(f"Report: {written}", soft_wrap=True)
     return out
 

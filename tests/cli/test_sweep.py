@@ -13,7 +13,7 @@ import pytest
 from small_run import SETTINGS, SMALL
 
 from lacuna import cli, search, setups, trees
-from lacuna.reports import records, sweep_report
+from lacuna.reports import records, sweep_outcome
 from lacuna.search import reporting
 from lacuna.types import Objective
 
@@ -34,7 +34,7 @@ def test_a_sweep_leaves_a_whole_run_behind_and_prints_its_table(finished):
     assert table.num_rows == 20 * 2 * 2
     found = records.read(run / "records.jsonl")
     assert records.value(found, "top_score", rank=1) == min(table["score"].to_pylist())
-    for row in sweep_report.sigma_rows(found):
+    for row in sweep_outcome.sigma_rows(found):
         assert f"{row.measured:.3g}" in printed
         assert row.verdict in printed
 

@@ -8,7 +8,7 @@ import pytest
 import sweeps
 
 from lacuna.errors import InvalidInput
-from lacuna.reports import records, sweep_report
+from lacuna.reports import records, sweep_outcome, sweep_report
 
 
 @pytest.mark.parametrize(
@@ -25,15 +25,15 @@ from lacuna.reports import records, sweep_report
     ],
 )
 def test_a_verdict_needs_the_band_where_the_odd_share_is_above_nine_tenths(share, measured, verdict):
-    rows = sweep_report.sigma_rows(sweeps.sweep_records(measured=(measured, 1.0), shares=(share, 0.1)))
+    rows = sweep_outcome.sigma_rows(sweeps.sweep_records(measured=(measured, 1.0), shares=(share, 0.1)))
     assert rows[0].verdict == verdict
 
 
 def test_the_summary_counts_the_sigmas_that_the_theory_speaks_of():
-    assert "At 1 of the 2 sigmas" in sweep_report.summary(sweeps.sweep_records(shares=(0.99, 0.95)))
-    assert "not tested" in sweep_report.summary(sweeps.sweep_records(shares=(0.5, 0.1), sigma_star=math.nan))
-    assert "a gain of 1." in sweep_report.summary(sweeps.sweep_records())
-    assert sweep_report.summary(sweeps.sweep_records(**sweeps.NOTHING_FINITE)) == "No candidate had a finite loss."
+    assert "At 1 of the 2 sigmas" in sweep_outcome.summary(sweeps.sweep_records(shares=(0.99, 0.95)))
+    assert "not tested" in sweep_outcome.summary(sweeps.sweep_records(shares=(0.5, 0.1), sigma_star=math.nan))
+    assert "a gain of 1." in sweep_outcome.summary(sweeps.sweep_records())
+    assert sweep_outcome.summary(sweeps.sweep_records(**sweeps.NOTHING_FINITE)) == "No candidate had a finite loss."
 
 
 def run_folder(path, found):
