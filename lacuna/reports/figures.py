@@ -102,8 +102,8 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
         panel.plot(sigmas, dots, color=MEASURED, marker="o", ms=5, lw=0, label="measured")
         searched = grid <= sigmas[-1] * 1.05
         _fit_to(panel, dots, high[searched], predicted[searched & (predicted > 0)])
-        next_sigma = value(records, "next_sigma")
-        _scale_of_sigmas(panel, *grid, *([next_sigma] if math.isfinite(next_sigma) else []))
+        shown = [sigmas[0] / 2, sigmas[-1] * 2, *(record.value for record in select(records, "next_sigma"))]
+        _scale_of_sigmas(panel, min(shown) / 1.2, max(shown) * 1.2)
         _mark_sigma_star(panel, records)
         _mark_next_sigma(panel, records)
         panel.set_xlabel(_sigma_label(records))
@@ -128,7 +128,7 @@ def linear_regime(records: Sequence[Record]) -> "Figure":
     left.loglog(sigmas, steepest, color=LIMIT, ls=":", lw=1, label="slope 2")
     left.loglog(sigmas, floor * slope * sigmas, color=ASYMPTOTE, ls="--", label="rounding floor")
     for panel in (left, right):
-        _scale_of_sigmas(panel, sigmas[0] / 1.6, sigmas[-1] * 1.6)
+        _scale_of_sigmas(panel, sigmas[0] / 2, sigmas[-1] * 2)
     left.set_xlabel(_sigma_label(records))
     left.set_ylabel("change in loss")
     left.legend(fontsize=8)
@@ -193,9 +193,8 @@ def _mark_sigma_star(panel: "Axes", records: Sequence[Record]) -> None:
 
 
 def _mark_next_sigma(panel: "Axes", records: Sequence[Record]) -> None:
-    next_sigma = value(records, "next_sigma")
-    if math.isfinite(next_sigma):
-        _mark(panel, next_sigma, f"next: {next_sigma:.2g}", color=NEXT, width=0.7, line=2)
+    for record in select(records, "next_sigma"):  # one, or none in earlier runs
+        _mark(panel, record.value, f"next: {record.value:.2g}", color=NEXT, width=0.7, line=2)
 
 
 def _mark(panel: "Axes", sigma: float, label: str, *, color: str, width: float, line: int) -> None:
@@ -214,16 +213,15 @@ def _mark(panel: "Axes", sigma: float, label: str, *, color: str, width: float, 
     )
 
 
-def _scale_of_sigmas(panel: "Axes", *sigmas: float) -> None:
-    """A logarithmic axis whose labels stay apart: decades, and on a short axis 1, 2 and 5 of each."""
+def _scale_of_sigmas(panel: "Axes", low: float, high: float) -> None:
+    """A logarithmic axis with labels that stay apart, two at least: decades, on a short axis numbers between them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    low, high = min(sigmas) / 1.25, max(sigmas) * 1.25
     panel.set_xscale("log")
     panel.set_xlim(low, high)
     panel.xaxis.set_minor_formatter(NullFormatter())
-    if high < 20 * low:
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if high < 100 * low:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 20 * low else (1, 3)))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda sigma, _: f"{sigma:g}"))
 
 

@@ -139,7 +139,7 @@ def _linear_up_to(records: Sequence[Record]) -> str:
     if math.isfinite(sigma_star):
         largest = select(records, "relative_radius")[-1].where["sigma"]
         farther = ", the largest; it may reach farther" if sigma_star == largest else ""
-        return f"The linear regime reaches σ* = {sigma_star:g} among the searched sigmas{farther}."
+        return f"σ* = {sigma_star:g} among the searched sigmas{farther}."
     known = [record for record in shares if not math.isnan(record.value)]
     if not known:
         return "Not known: " + ("no draw had two finite losses." if shares else "it takes both signs of every draw.")
@@ -156,11 +156,11 @@ def _survives(records: Sequence[Record]) -> str:
         return "Not known: no held-out data was given." if scored else "Nothing: no candidate had a finite loss."
     if not value(records, "search_gain", group=groups[0].where["group"]) > 0:
         return "There is no gain to survive."
-    told = [f"{_left(records, record)} ({str(record.where['group']).removesuffix(', mean')})" for record in groups]
+    told = [f"{str(record.where['group']).removesuffix(', mean')}: {_left(records, record)}" for record in groups]
     bounds = select(records, "shrinkage_low")
     known = any(math.isfinite(record.value) for record in bounds)
     interval = f", with {percent(float(bounds[0].where['level']))} intervals" if known else ""
-    return f"On held-out data is left of the gain{interval}: {', '.join(told)}. Nobody selected the random draws."
+    return f"Left of the gain on held-out data{interval}: {'; '.join(told)}, selected by nobody."
 
 
 def _left(records: Sequence[Record], record: Record) -> str:
