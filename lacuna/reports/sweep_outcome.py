@@ -156,11 +156,11 @@ def _survives(records: Sequence[Record]) -> str:
         return "Not known: no held-out data was given." if scored else "Nothing: no candidate had a finite loss."
     if not value(records, "search_gain", group=groups[0].where["group"]) > 0:
         return "There is no gain to survive."
-    told = [f"{str(record.where['group']).removesuffix(', mean')}: {_left(records, record)}" for record in groups]
+    told = [f"{_left(records, record)} ({str(record.where['group']).removesuffix(', mean')})" for record in groups]
     bounds = select(records, "shrinkage_low")
     known = any(math.isfinite(record.value) for record in bounds)
     interval = f", with {percent(float(bounds[0].where['level']))} intervals" if known else ""
-    return f"Left of the gain on held-out data{interval}: {'; '.join(told)}, selected by nobody."
+    return f"Left of the gain on held-out data{interval}: {', '.join(told)}. Nobody selected random draws."
 
 
 def _left(records: Sequence[Record], record: Record) -> str:
@@ -178,12 +178,12 @@ def percent(share: float) -> str:
 
 
 REASONS = {
-    "peak": "the gain peaks there, by a parabola through the best sigma and its neighbours",
-    "edge": "beyond the best sigma no loss is finite, and this is half way",
+    "peak": "a parabola through the best sigma and its neighbours peaks here",
+    "edge": "the sigma after the best one had no finite loss, and this is half way",
     "rising": "the gain is largest at the largest searched sigma",
-    "rising_to_predicted": "the gain is largest at the largest searched sigma, the predicted one there",
+    "rising_to_predicted": "the gain is largest at the largest searched sigma, the predicted one here",
     "falling": "the gain is largest at the smallest searched sigma",
-    "falling_to_predicted": "the gain is largest at the smallest searched sigma, the predicted one there",
+    "falling_to_predicted": "the gain is largest at the smallest searched sigma, the predicted one here",
     "no_gain": "no searched sigma gained anything",
     "lost": "no loss was finite",
 }

@@ -203,7 +203,7 @@ def _held_out(records: Sequence[Record]) -> list[str]:
     parts = [
         "## On data the search did not see",
         _table(head, lines),
-        "A winner owes a part of its gain to the batch it won on. Nobody selected the random candidates: what is left "
+        "A winner may owe a part of its gain to the batch it won on. Nobody selected the random candidates: what is left "
         f"there differs from one as far as the batches do.{_batches(told)}",
     ]
     metrics = select(records, "metric")

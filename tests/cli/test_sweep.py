@@ -250,3 +250,20 @@ def test_the_best_candidate_of_the_report_has_the_reported_loss_bit_for_bit(fini
     winner = search.candidate(setup.params, sweep, where["index"], where["sigma"], where["sign"])
     batch = setup.task.train(cli.SEARCH_STEP)
     assert search.score(setup.task.objective.loss, winner, batch) == np.float32(top.value)
+
+
+def test_the_winners_are_scored_again_on_eight_batches_and_the_metrics_are_of_the_same_rows(finished, cache):
+    found = records.read(finished[0] / "records.jsonl")
+    setup = setups.prepare(setups.SetupConfig(), eval_batch_size=8, cache=cache)
+    batches = [setup.task.held_out(step) for step in range(8)]
+    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    for name, value in setup.task.metric(setup.params, rows).items():
+        np.testing.assert_allclose(records.value(found, "metric", name=name, point="base"), value, rtol=1e-5)
+    (top,) = records.select(found, "top_score", rank=1)
+    sweep = search.Sweep(search.gaussian(stacked=setup.model.stacked), (1e-3, 1e-2), 20, top_k=3)
+    winner = search.candidate(setup.params, sweep, *(top.where[name] for name in ("index", "sigma", "sign")))
+    base, best = ([search.score(setup.task.objective, point, b) for b in batches] for point in (setup.params, winner))
+    assert records.value(found, "held_out_gain", group="winner") == pytest.approx(
+        np.mean(base) - np.mean(best), rel=1e-3
+    )
+    assert {record.where["num_batches"] for record in records.select(found, "shrinkage")} == {8}

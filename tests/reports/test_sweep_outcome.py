@@ -90,11 +90,11 @@ WINNER, TOP, RANDOM = (2.0, 1.0, (0.5, 0.4, 0.6)), (1.5, 1.2, (0.8, 0.7, 0.9)), 
     [
         (
             {"left": (WINNER, TOP, RANDOM)},
-            "Left of the gain on held-out data, with 95 % intervals: winner: 50 % [40, 60]; top 4: 80 % [70, 90]; "
-            "4 random draws at the winner's σ: 90 % [80, 100], selected by nobody.",
+            "Left of the gain on held-out data, with 95 % intervals: 50 % [40, 60] (winner), 80 % [70, 90] "
+            "(top 4), 90 % [80, 100] (4 random draws at the winner's σ). Nobody selected random draws.",
         ),
-        ({"left": [(2.0, 1.0, (0.5, NAN, NAN))]}, "Left of the gain on held-out data: winner: 50 %,"),
-        ({"left": [(2.0, 1.0, None)]}, "Left of the gain on held-out data: winner: 1 of 2,"),
+        ({"left": [(2.0, 1.0, (0.5, NAN, NAN))]}, "Left of the gain on held-out data: 50 % (winner)."),
+        ({"left": [(2.0, 1.0, None)]}, "Left of the gain on held-out data: 1 of 2 (winner)."),
         ({"left": [(-2.0, -1.0, (0.5, 0.4, 0.6))]}, "There is no gain to survive."),
         ({}, "Not known: no held-out data was given."),
         (sweeps.NOTHING_FINITE, "Nothing: no candidate had a finite loss."),
