@@ -210,6 +210,7 @@ def _mark(panel: "Axes", sigma: float, label: str, *, color: str, width: float, 
         textcoords="offset points",
         ha="left" if right else "right",
         color=color,
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
     )
 
 

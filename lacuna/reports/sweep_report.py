@@ -203,8 +203,8 @@ def _held_out(records: Sequence[Record]) -> list[str]:
     parts = [
         "## On data the search did not see",
         _table(head, lines),
-        "A winner may owe a part of its gain to the batch it won on. Nobody selected the random candidates: what is left "
-        f"there differs from one as far as the batches do.{_batches(told)}",
+        "A winner may owe a part of its gain to the batch it won on. Nobody selected the random candidates: theirs "
+        f"differ as far as the batches do.{_batches(told)}",
     ]
     metrics = select(records, "metric")
     points = list(dict.fromkeys(str(r.where["point"]) for r in metrics))
