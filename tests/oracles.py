@@ -1,5 +1,6 @@
 """Slow and obvious answers in numpy, written from the definitions and sharing no code with lacuna."""
 
+from collections.abc import Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -28,9 +29,10 @@ def axpy(scale: float, delta: Any, params: Any) -> Any:
     return jax.tree.map(move, delta, params)
 
 
-def mean_of_best(values: list[float], size: int) -> float:
-    """Mean of the maximum over all subsets of a size, by listing them."""
-    return float(np.mean([max(subset) for subset in combinations(values, size)]))
+def mean_of_best(values: Sequence[float], size: int) -> float:
+    """Mean of the largest finite value over all subsets of a size that hold one, by listing them; NaN without any."""
+    finite = [[value for value in subset if np.isfinite(value)] for subset in combinations(values, size)]
+    return float(np.mean([max(subset) for subset in finite if subset])) if any(finite) else np.nan
 
 
 def full_sort(scores: np.ndarray, sigmas: tuple[float, ...], k: int) -> list[tuple[int, float, int, float]]:

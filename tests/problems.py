@@ -55,6 +55,11 @@ def small(num_params: int = 5) -> Problem:
     return Problem(linear_loss, {"w": jnp.zeros(num_params)}, {"w": jnp.linspace(-1.0, 2.0, num_params)})
 
 
+def cracked_loss(params: Any, batch: Any) -> jax.Array:
+    """The linear loss of `small`, NaN where the first weight is large: far away some draws fall off."""
+    return jnp.where(jnp.abs(params["w"][0]) < 0.5, linear_loss(params, batch), jnp.nan)
+
+
 class Curved(NamedTuple):
     """A quadratic problem and what is known of it in float64."""
 

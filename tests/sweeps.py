@@ -9,9 +9,26 @@ N = 8
 
 
 def sweep_records(
-    *, measured=(1.0, 9.0), shares=(0.99, 0.5), low=0.5, high=2.0, sigma_star=1e-3, sign="both", top=True
+    *,
+    sigmas=SIGMAS,
+    measured=(1.0, 9.0),
+    shares=(0.99, 0.5),
+    low=0.5,
+    high=2.0,
+    sigma_star=1e-3,
+    sign="both",
+    top=True,
+    next_sigma=None,
+    predicted=(1.1, 1.1),
+    left=(),
 ) -> list[Record]:
-    """A sweep of two sigmas whose band is the same at both."""
+    """A sweep of two sigmas whose band is the same at both.
+
+    Args:
+      next_sigma: pair of the sigma to search next and why; None as in early runs.
+      left: of each group of finalists its gain on the search batch, that on held-out data, and the share that is left
+        with its interval, or None as in early runs.
+    """
 
     def record(quantity, value, **where):
         return Record("sweep", quantity, value, "loss", where)
@@ -20,9 +37,9 @@ def sweep_records(
     single |= {"gradient_norm": 2.0, "slope": 2.0, "params_norm": 5.0, "curvature_along": 1.0, "curvature_trace": 4.0}
     single |= {"curvature_trace_error": 0.5, "predicted_best_sigma": 0.1, "band_level": 0.99, "sigma_star": sigma_star}
     found = [record(quantity, float(value)) for quantity, value in single.items()]
-    predicted = {"predicted_gain": 1.1, "predicted_low": low, "predicted_high": high, "first_order_gain": 1.2}
-    predicted["asymptotic_gain"] = 1.4
-    for sigma, gain, share in zip(SIGMAS, measured, shares, strict=True):
+    laws = {"predicted_low": low, "predicted_high": high, "first_order_gain": 1.2, "asymptotic_gain": 1.4}
+    for sigma, gain, share, expected in zip(sigmas, measured, shares, predicted, strict=True):
+        of_sigma = laws | {"predicted_gain": expected}
         found.append(record("relative_radius", sigma / 5, sigma=sigma))
         found.append(record("num_nonfinite", 0.0 if math.isfinite(gain) else 2.0 * N, sigma=sigma))
         if sign == "both":
@@ -31,11 +48,23 @@ def sweep_records(
                 found.append(record(quantity, 1e-2, sigma=sigma))
         for n in (1, N):
             found.append(record("measured_gain", gain * n / N, sigma=sigma, sign=sign, n=n))
-            found += [record(name, value, sigma=sigma, sign=sign, n=n) for name, value in predicted.items()]
-        found += [record(f"{name}_by_sigma", value, sigma=sigma) for name, value in predicted.items()]
+            found += [record(name, value, sigma=sigma, sign=sign, n=n) for name, value in of_sigma.items()]
+        found += [record(f"{name}_by_sigma", value, sigma=sigma) for name, value in of_sigma.items()]
     if top:
         found.append(record("top_score", 2.0, rank=1, index=5, sigma=1e-2, sign=-1))
+    if next_sigma is not None:
+        found.append(record("next_sigma", next_sigma[0], because=next_sigma[1]))
+    for group, (search_gain, held_out_gain, share) in zip(GROUPS, left, strict=False):
+        where = {"group": group, "size": 4, "num_finite": 4, "num_batches": 8}
+        found.append(record("search_gain", search_gain, **where))
+        found.append(record("held_out_gain", held_out_gain, **where))
+        if share is not None:
+            found += [record(f"shrinkage{end}", s, level=0.95, **where) for end, s in zip(ENDS, share, strict=True)]
     return found
+
+
+GROUPS = ("winner", "top 4, mean", "4 random draws at the winner's σ, mean")
+ENDS = ("", "_low", "_high")
 
 
 NOTHING_FINITE = {

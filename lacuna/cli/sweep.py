@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from lacuna.reports.records import Record
-    from lacuna.reports.sweep_report import SigmaRow
+    from lacuna.reports.sweep_outcome import SigmaRow
     from lacuna.search import Sweep, SweepResult
     from lacuna.setups import Setup
     from lacuna.types import Batch, Params
+
+HELD_OUT_BATCHES = 8
+"""Batches that the winners are scored on again: as many as give an interval for what is left of the gain."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,13 @@ def sweep(
     mesh = sweep_options.mesh_of(command)
 
     from lacuna import search
-    from lacuna.reports import sweep_report
+    from lacuna.reports import sweep_outcome
 
     setup = _prepare_everywhere(command, console)
     setup = setup._replace(params=sweep_options.placed(command, setup.params, mesh))
     settings = sweep_options.with_family(settings, command, setup)
-    objective, batch, held_out = setup.task.objective, setup.task.train(SEARCH_STEP), setup.task.held_out(0)
+    objective, batch = setup.task.objective, setup.task.train(SEARCH_STEP)
+    held_out = [setup.task.held_out(step) for step in range(HELD_OUT_BATCHES)]
     out = Path(hosts.agree(lambda: str(_folder(command))))
     config = _config(command)
     onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
@@ -122,8 +126,8 @@ def sweep(
             got=fault,
             hint=f"room on its disk, then lacuna sweep --resume {shlex.quote(str(out))}",
         ) from fault
-    console.print(_table(sweep_report.sigma_rows(found)))
-    console.print(sweep_report.summary(found))
+    console.print(_table(sweep_outcome.sigma_rows(found)))
+    console.print(sweep_outcome.summary(found))
     console.print(f"Report: {written}", soft_wrap=True)
     return out
 
@@ -245,8 +249,8 @@ def _search(
         )
 
 
-def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "list[Record]":
-    """The task's metrics on held-out rows, at the base point and at the winner."""
+def _metric_records(result: "SweepResult", setup: "Setup", held_out: "list[Batch]") -> "list[Record]":
+    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size."""
     import jax
 
     from lacuna import search
@@ -257,11 +261,13 @@ def _metric_records(result: "SweepResult", setup: "Setup", rows: "Batch") -> "li
         best = result.best
         points["winner"] = search.candidate(setup.params, result.sweep, best.index, best.sigma, best.sign)
     metric = jax.jit(setup.task.metric)
-    return [
-        Record("sweep", "metric", float(value), "1", {"name": name, "point": point})
-        for point, params in points.items()
-        for name, value in metric(params, rows).items()
-    ]
+    found = []
+    for point, params in points.items():
+        of_batch = [jax.device_get(metric(params, rows)) for rows in held_out]
+        for name in of_batch[0]:
+            mean = sum(float(one[name]) for one in of_batch) / len(of_batch)
+            found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
+    return found
 
 
 def _table(rows: "list[SigmaRow]") -> Table:

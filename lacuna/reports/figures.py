@@ -1,8 +1,8 @@
 """Figures of a sweep, drawn from its records alone.
 
 One look for all: what was measured is dark and solid, what was predicted is blue with its band, what the
-textbook asymptote says is grey and dashed, and the end of the linear regime is a vermilion line. The colours
-stay apart for colour-blind readers and in grey print.
+textbook asymptote says is grey and dashed, the end of the linear regime is a vermilion line, and the sigma to
+search next a thin green one. The colours stay apart for colour-blind readers and in grey print.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEASURED, PREDICTED, ASYMPTOTE, LIMIT = "#1a1a1a", "#0072b2", "#8c8c8c", "#d55e00"
+MEASURED, PREDICTED, ASYMPTOTE, LIMIT, NEXT = "#1a1a1a", "#0072b2", "#8c8c8c", "#d55e00", "#009e73"
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 150,
@@ -100,10 +100,12 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
         panel.plot(*draw("first_order_gain"), color=PREDICTED, ls=":", label="predicted, first order")
         panel.plot(*draw("asymptotic_gain"), color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
         panel.plot(sigmas, dots, color=MEASURED, marker="o", ms=5, lw=0, label="measured")
-        panel.set_xscale("log")
         searched = grid <= sigmas[-1] * 1.05
         _fit_to(panel, dots, high[searched], predicted[searched & (predicted > 0)])
+        shown = [sigmas[0] / 2, sigmas[-1] * 2, *(record.value for record in select(records, "next_sigma"))]
+        _scale_of_sigmas(panel, min(shown) / 1.2, max(shown) * 1.2)
         _mark_sigma_star(panel, records)
+        _mark_next_sigma(panel, records)
         panel.set_xlabel(_sigma_label(records))
         panel.set_ylabel("gain / σ|a|" if normalised else f"gain in loss, best of {num_candidates:,} draws")
     _legend_above(figure, axes[0, 0], columns=5)
@@ -125,10 +127,12 @@ def linear_regime(records: Sequence[Record]) -> "Figure":
     steepest = even[0] * (sigmas / sigmas[0]) ** 2 if even[0] > 0 else np.full(len(sigmas), np.nan)
     left.loglog(sigmas, steepest, color=LIMIT, ls=":", lw=1, label="slope 2")
     left.loglog(sigmas, floor * slope * sigmas, color=ASYMPTOTE, ls="--", label="rounding floor")
+    for panel in (left, right):
+        _scale_of_sigmas(panel, sigmas[0] / 2, sigmas[-1] * 2)
     left.set_xlabel(_sigma_label(records))
     left.set_ylabel("change in loss")
     left.legend(fontsize=8)
-    right.semilogx(sigmas, share, color=MEASURED, marker="o")
+    right.plot(sigmas, share, color=MEASURED, marker="o")
     right.axhline(0.9, color=ASYMPTOTE, lw=0.8, ls="--")
     right.set_ylim(-0.03, 1.05)
     right.set_xlabel(_sigma_label(records))
@@ -185,15 +189,41 @@ def _fit_to(panel: "Axes", measured: np.ndarray, *others: np.ndarray) -> None:
 def _mark_sigma_star(panel: "Axes", records: Sequence[Record]) -> None:
     sigma_star = value(records, "sigma_star")
     if math.isfinite(sigma_star):
-        panel.axvline(sigma_star, color=LIMIT, lw=1.2)
-        panel.annotate(
-            f"σ* = {sigma_star:g}",
-            (sigma_star, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -10),
-            textcoords="offset points",
-            color=LIMIT,
-        )
+        _mark(panel, sigma_star, f"σ* = {sigma_star:g}", color=LIMIT, width=1.2, line=1)
+
+
+def _mark_next_sigma(panel: "Axes", records: Sequence[Record]) -> None:
+    for record in select(records, "next_sigma"):  # one, or none in earlier runs
+        _mark(panel, record.value, f"next: {record.value:.2g}", color=NEXT, width=0.7, line=2)
+
+
+def _mark(panel: "Axes", sigma: float, label: str, *, color: str, width: float, line: int) -> None:
+    """A vertical line with a label on one of the lines below the upper edge, on the side where there is room."""
+    panel.axvline(sigma, color=color, lw=width)
+    low, high = panel.get_xlim()
+    right = math.log(sigma / low) < 0.75 * math.log(high / low)
+    panel.annotate(
+        label,
+        (sigma, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4 if right else -4, -11 * line + 1),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        color=color,
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
+    )
+
+
+def _scale_of_sigmas(panel: "Axes", low: float, high: float) -> None:
+    """A logarithmic axis with labels that stay apart, two at least: decades, on a short axis numbers between them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    panel.set_xlim(low, high)
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 20 * low else (1, 3)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda sigma, _: f"{sigma:g}"))
 
 
 def _legend_above(figure: "Figure", panel: "Axes", *, columns: int) -> None:

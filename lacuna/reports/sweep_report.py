@@ -1,9 +1,8 @@
-"""The report of a sweep: one table, one page, redrawn from the records of its folder."""
+"""The report of a sweep: one page, redrawn from the records of its folder."""
 
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,104 +11,7 @@ from lacuna.reports import records as record_files
 from lacuna.reports import rundir
 from lacuna.reports.figures import sweep_figures
 from lacuna.reports.records import Record, select, value
-
-LINEAR_SHARE = 0.9
-"""A sigma is judged against the theory where its F1 share is above this."""
-
-
-@dataclass(frozen=True)
-class SigmaRow:
-    """What was predicted and found at one sigma, over all N draws. Gains are in the unit of the loss.
-
-    Attributes:
-      verdict: by rule: `in band` or `OUTSIDE` in the linear regime; beyond it, where the measured gain fell
-        all the same; and `compared` where the theorem is not about this noise.
-    """
-
-    sigma: float
-    relative_radius: float
-    f1_share: float
-    f1_slope: float
-    predicted: float
-    low: float
-    high: float
-    asymptotic: float
-    measured: float
-    verdict: str
-
-
-def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
-    """One row for each searched sigma, ascending."""
-    sign = "both" if select(records, "measured_gain", sign="both") else "+"
-    n = int(value(records, "num_candidates"))
-    rows = []
-    for record in select(records, "relative_radius"):
-        sigma = float(record.where["sigma"])
-
-        def gain(quantity: str, sigma: float = sigma) -> float:
-            return value(records, quantity, sigma=sigma, sign=sign, n=n)
-
-        share = value(records, "f1_share", sigma=sigma)
-        low, high, measured = gain("predicted_low"), gain("predicted_high"), gain("measured_gain")
-        rows.append(
-            SigmaRow(
-                sigma=sigma,
-                relative_radius=record.value,
-                f1_share=share,
-                f1_slope=value(records, "f1_slope", sigma=sigma),
-                predicted=gain("predicted_gain"),
-                low=low,
-                high=high,
-                asymptotic=gain("asymptotic_gain"),
-                measured=measured,
-                verdict=_verdict(share, low, high, measured, predicted=value(records, "is_predicted") != 0),
-            )
-        )
-    return rows
-
-
-def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool) -> str:
-    if math.isnan(measured):
-        return "no finite loss"
-    side = "in band" if low <= measured <= high else "above" if measured > high else "below"
-    if not predicted:
-        return f"compared: {side}"
-    if math.isnan(share):
-        return side
-    if share > LINEAR_SHARE:
-        return side if side == "in band" else f"OUTSIDE: {side}"
-    return f"not linear: {side}"
-
-
-def summary(records: Sequence[Record]) -> str:
-    """The outcome in two sentences."""
-    rows = sigma_rows(records)
-    base, best = value(records, "base_score"), select(records, "top_score", rank=1)
-    if not best:
-        return "No candidate had a finite loss."
-    where, gain = best[0].where, base - best[0].value
-    judged = [row for row in rows if row.f1_share > LINEAR_SHARE and not row.verdict.startswith("compared")]
-    inside = sum(row.verdict == "in band" for row in judged)
-    sentences = [
-        f"The best candidate is draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}: "
-        f"loss {base:.6g} → {best[0].value:.6g}, a gain of {gain:.4g}."
-    ]
-    if judged:
-        sentences.append(
-            f"At {inside} of the {len(judged)} sigmas with an F1 share above {LINEAR_SHARE} "
-            f"the measured gain lies in the predicted {_level(records)} band."
-        )
-    elif any(row.verdict.startswith("compared") for row in rows):
-        sentences.append("The theorem is not about this noise: what it says of the Gaussian one is there to compare.")
-    elif any(not math.isnan(row.f1_share) for row in rows):
-        sentences.append(
-            f"No searched sigma has an F1 share above {LINEAR_SHARE}: the theory is not tested; search smaller ones."
-        )
-    sigma_star = value(records, "sigma_star")
-    if math.isfinite(sigma_star):
-        sentences.append(f"The linear regime reaches σ* = {sigma_star:g} among the searched sigmas.")
-    return " ".join(sentences)
-
+from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, percent, sigma_rows
 
 MACHINE = ("packages", "commit", "dirty", "num_devices", "device_kind", "machine")
 DOCUMENTED = ("title", "scores_sha256", *MACHINE)
@@ -184,7 +86,7 @@ def _markdown(
     both = ", over both signs of every draw" if config.get("antithetic") else ""
     parts = [
         f"# Best of {n:,} draws: {config['title']}",
-        summary(records),
+        "\n".join(f"- **{question}.** {answer}" for question, answer in answers(records).items()),
         _sigma_table(records, UNITS[config.get("unit", "sigma")]),
         f"Gains are base loss minus best loss{both}. Predicted: σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]"
         f"{_of_what(config)}. The rule: "
@@ -214,7 +116,7 @@ def _of_what(config: dict[str, Any]) -> str:
 
 
 def _sigma_table(records: Sequence[Record], unit: str) -> str:
-    head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{_level(records)} band"]
+    head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{level(records)} band"]
     tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
     head += [f"σ\\|a\\|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
@@ -282,18 +184,27 @@ def _nonfinite(records: Sequence[Record]) -> str:
 
 def _held_out(records: Sequence[Record]) -> list[str]:
     """What became of the winners on data that the search did not see."""
-    lines = []
-    for record in select(records, "held_out_gain"):
-        group, size, num_finite = (record.where[name] for name in ("group", "size", "num_finite"))
-        label = f"{group}" if num_finite == size else f"{group} ({num_finite} of {size} finite)"
-        on_search = value(records, "search_gain", group=group)
-        lines.append([label, _number(on_search, ".4g"), _number(record.value, ".4g")])
-    if not lines:
+    groups = select(records, "held_out_gain")
+    if not groups:
         return []
+    head = ["candidates", "gain on the search batch", "gain on held-out rows"]
+    told = select(records, "shrinkage_low")  # earlier runs had none
+    if told:
+        head += ["left", f"{percent(float(told[0].where['level']))} interval"]
+    lines = []
+    for record in groups:
+        group, size, num_finite = (record.where[name] for name in ("group", "size", "num_finite"))
+        share, low, high = (value(records, f"shrinkage{end}", group=group) for end in ("", "_low", "_high"))
+        line = [f"{group}" if num_finite == size else f"{group} ({num_finite} of {size} finite)"]
+        line += [_number(value(records, "search_gain", group=group), ".4g"), _number(record.value, ".4g")]
+        if told:
+            line += [_number(share, ".3f"), "" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"]
+        lines.append(line)
     parts = [
         "## On data the search did not see",
-        _table(["candidates", "gain on the search batch", "gain on held-out rows"], lines),
-        "A winner owes a part of its gain to the batch it won on; the random candidates owe nothing.",
+        _table(head, lines),
+        "A winner may owe a part of its gain to the batch it won on. Nobody selected the random candidates: theirs "
+        f"differ as far as the batches do.{_batches(told)}",
     ]
     metrics = select(records, "metric")
     points = list(dict.fromkeys(str(r.where["point"]) for r in metrics))
@@ -302,6 +213,13 @@ def _held_out(records: Sequence[Record]) -> list[str]:
         for name in dict.fromkeys(str(r.where["name"]) for r in metrics)
     ]
     return [*parts, _table(["metric on held-out rows", *points], lines)] if lines else parts
+
+
+def _batches(told: Sequence[Record]) -> str:
+    """What the interval is of, where there is one."""
+    if not any(math.isfinite(record.value) for record in told):
+        return ""
+    return f" The interval is that of a mean over {told[0].where['num_batches']} batches."
 
 
 def _finalists(records: Sequence[Record], width: int) -> list[str]:
@@ -316,7 +234,8 @@ def _finalists(records: Sequence[Record], width: int) -> list[str]:
     rule = "Ties go to the lower draw, then the smaller σ, then the sign +."
     if width > 1:
         rule += f" The sweep ran {width} candidates wide; four times as many finalists were scored again one by one."
-    return ["## The best candidates", _table(["place", "draw", "σ", "sign", "loss", "gain"], lines), rule]
+    table = _table(["place", "draw", "σ", "sign", "loss", "gain"], lines)
+    return [f"<details><summary>The {len(lines)} best candidates</summary>", table, rule, "</details>"]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -327,7 +246,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _number(x: float, spec: str) -> str:
     """`x` by a format specification, or nothing where there is no number."""
     return "" if math.isnan(x) else format(x, spec)
-
-
-def _level(records: Sequence[Record]) -> str:
-    return f"{100 * value(records, 'band_level'):g} %"

@@ -1,6 +1,5 @@
 """Random search around trained weights: families of noise, the sweep, and what its scores say."""
 
-from lacuna.search.analysis import held_out_records as held_out_records
 from lacuna.search.analysis import sweep_records as sweep_records
 from lacuna.search.candidates import candidate as candidate
 from lacuna.search.candidates import rescore as rescore
@@ -10,8 +9,11 @@ from lacuna.search.families import LeafFamily as LeafFamily
 from lacuna.search.families import gaussian as gaussian
 from lacuna.search.families import low_rank as low_rank
 from lacuna.search.families import rademacher as rademacher
+from lacuna.search.held_out import held_out_records as held_out_records
 from lacuna.search.landscape import Landscape as Landscape
 from lacuna.search.landscape import landscape as landscape
+from lacuna.search.next_sigma import NextSigma as NextSigma
+from lacuna.search.next_sigma import next_sigma as next_sigma
 from lacuna.search.plan import SweepPlan as SweepPlan
 from lacuna.search.plan import plan_sweep as plan_sweep
 from lacuna.search.reporting import report_run as report_run
@@ -20,6 +22,7 @@ from lacuna.search.scaling import relative_scales as relative_scales
 from lacuna.search.scaling import scaled as scaled
 from lacuna.search.select import Candidate as Candidate
 from lacuna.search.select import expected_best as expected_best
+from lacuna.search.select import measured_curves as measured_curves
 from lacuna.search.select import subset_sizes as subset_sizes
 from lacuna.search.stopping import SweepStopped as SweepStopped
 from lacuna.search.subspace import in_basis as in_basis

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from lacuna import keys, theory
-from lacuna.reports.records import Record
-from lacuna.search.candidates import rescore
-from lacuna.search.evaluate import score
+from lacuna import theory
+from lacuna.reports.records import Record, value
 from lacuna.search.landscape import Landscape
-from lacuna.search.select import Candidate, expected_best, subset_sizes
-from lacuna.search.sweep import SweepResult
-from lacuna.types import Batch, Loss, Objective, Params
+from lacuna.search.next_sigma import next_sigma
+from lacuna.search.select import measured_curves, subset_sizes
+from lacuna.search.sweep import Sweep, SweepResult
 
 EXPERIMENT = "sweep"
 
@@ -24,7 +22,7 @@ SIGMAS_A_DECADE = 24
 
 
 def sweep_records(result: SweepResult, landscape: Landscape) -> list[Record]:
-    """All numbers of a sweep's report: measured, predicted, and where the linear regime ends.
+    """All numbers of a sweep's report: measured, predicted, where the linear regime ends, where to search next.
 
     Gains are base score minus best score, in the unit of the loss. The measured curve is the exact mean
     over all subsets of N' draws; with antithetic draws it is given for both signs together and for each
@@ -34,17 +32,17 @@ def sweep_records(result: SweepResult, landscape: Landscape) -> list[Record]:
       result: the finished sweep.
       landscape: of the same loss on the same batch.
     """
-    return [
+    found = [
         *_base(result, landscape),
         *_regime(result, landscape),
         *_curves(result, landscape),
         *_gain_by_sigma(result, landscape),
-        *_top(result),
     ]
+    return [*found, _next(result.sweep, found), *_top(result)]
 
 
-def _record(quantity: str, value: object, unit: str = "1", **where: str | int | float) -> Record:
-    return Record(EXPERIMENT, quantity, float(np.asarray(value)), unit, where)
+def _record(quantity: str, number: object, unit: str = "1", **where: str | int | float) -> Record:
+    return Record(EXPERIMENT, quantity, float(np.asarray(number)), unit, where)
 
 
 def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
@@ -92,20 +90,12 @@ def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
 def _curves(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     sweep = result.sweep
     sizes = subset_sizes(sweep.num_candidates)
-    gains = result.base_score - result.scores.astype(np.float64)
-    kinds = {"+": gains[..., 0]}
-    if sweep.antithetic:
-        kinds["-"] = gains[..., 1]
-        finite = np.isfinite(gains).any(axis=2)
-        kinds["both"] = np.where(finite, np.nanmax(np.where(np.isfinite(gains), gains, -np.inf), axis=2), np.nan)
-    for sign, of_draw in kinds.items():
-        both = sign == "both"
+    for sign, measured in measured_curves(result.base_score, result.scores, sizes).items():
         for j, sigma in enumerate(sweep.sigmas):
-            measured = expected_best(of_draw[:, j], sizes)
-            predicted = _predict(sizes, sigma, landscape, both_signs=both)
+            predicted = _predict(sizes, sigma, landscape, both_signs=sign == "both")
             for i, size in enumerate(sizes.tolist()):
                 where = {"sigma": sigma, "sign": sign, "n": size}
-                yield _record("measured_gain", measured[i], "loss", **where)
+                yield _record("measured_gain", measured[i, j], "loss", **where)
                 if sign != "-":  # minus obeys the law of plus
                     for quantity, values in predicted.items():
                         yield _record(quantity, values[i], "loss", **where)
@@ -149,52 +139,15 @@ def _predict(
     }
 
 
+def _next(sweep: Sweep, found: list[Record]) -> Record:
+    """Which sigma to search next, from the measured gains of the whole sweep."""
+    whole = {"sign": "both" if sweep.antithetic else "+", "n": sweep.num_candidates}
+    gains = [value(found, "measured_gain", sigma=sigma, **whole) for sigma in sweep.sigmas]
+    chosen = next_sigma(sweep.sigmas, np.asarray(gains), predicted_best=value(found, "predicted_best_sigma"))
+    return _record("next_sigma", chosen.sigma, because=chosen.because)
+
+
 def _top(result: SweepResult) -> Iterator[Record]:
     for rank, best in enumerate(result.top_k, start=1):
         where = {"rank": rank, "index": best.index, "sigma": best.sigma, "sign": best.sign}
         yield _record("top_score", best.score, "loss", **where)
-
-
-def held_out_records(
-    result: SweepResult, loss: Loss | Objective, params: Params, batch: Batch, held_out: Batch
-) -> list[Record]:
-    """How much of the winners' gain survives on data that the search did not see.
-
-    The top K stand beside K draws at the winner's sigma that were never searched, so nobody selected them.
-    Each group's figure is the mean gain of those of its members whose loss is finite on both batches; their
-    number is recorded beside it. The winner is a group of its own.
-
-    Args:
-      result: the finished sweep.
-      loss: the sweep's loss.
-      params: its base point.
-      batch: the batch it scored.
-      held_out: rows of the same kind that it did not.
-    """
-    if result.best is None:
-        return []
-    sweep = result.sweep
-    num_top = len(result.top_k)
-    unsearched = [(sweep.num_candidates + i) % keys.SEED_LIMIT for i in range(num_top)]
-    groups = {
-        "winner": result.top_k[:1],
-        f"top {num_top}, mean": result.top_k,
-        f"{num_top} random draws at the winner's σ, mean": tuple(
-            Candidate(index, result.best.sigma, 1, np.nan) for index in unsearched
-        ),
-    }
-    everyone = tuple(candidate for members in groups.values() for candidate in members)
-    group_of = np.repeat(list(groups), [len(members) for members in groups.values()])
-    gains = {}
-    for quantity, rows in (("search_gain", batch), ("held_out_gain", held_out)):
-        base = float(score(loss, params, rows))
-        gains[quantity] = base - rescore(loss, params, rows, sweep, everyone).astype(np.float64)
-    finite = np.all([np.isfinite(of_batch) for of_batch in gains.values()], axis=0)
-    found = []
-    for quantity, of_batch in gains.items():
-        for group, members in groups.items():
-            counted = of_batch[(group_of == group) & finite]
-            mean = counted.mean() if len(counted) else np.nan
-            where = {"group": group, "size": len(members), "num_finite": len(counted)}
-            found.append(_record(quantity, mean, "loss", **where))
-    return found

@@ -8,7 +8,8 @@ from lacuna import hosts
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir, sweep_report
 from lacuna.reports.records import Record
-from lacuna.search.analysis import held_out_records, sweep_records
+from lacuna.search.analysis import sweep_records
+from lacuna.search.held_out import held_out_records
 from lacuna.search.landscape import landscape
 from lacuna.search.sweep import SweepResult, config_of
 from lacuna.types import Batch, Loss, Objective, Params
@@ -21,7 +22,7 @@ def report_run(
     params: Params,
     batch: Batch,
     *,
-    held_out: Batch | None = None,
+    held_out: Batch | Sequence[Batch] | None = None,
     records: Sequence[Record] = (),
     config: Mapping[str, Any] | None = None,
     num_probes: int = 64,
@@ -36,7 +37,8 @@ def report_run(
       loss: its loss; twice differentiable, for the prediction.
       params: its base point.
       batch: what it scored.
-      held_out: rows of the same kind that it did not see, for what survives of the gain.
+      held_out: batches of the same kind that it did not see, for what survives of the gain and how well that is
+        known; or one alone, and then there is no interval.
       records: others to keep and to show, of the quantity `metric`.
       config: what `config.json` is to say besides the settings: `title`, and the `command` that runs it again.
       num_probes: Hessian products for the estimate of the curvature's trace.

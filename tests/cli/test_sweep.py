@@ -13,7 +13,7 @@ import pytest
 from small_run import SETTINGS, SMALL
 
 from lacuna import cli, search, setups, trees
-from lacuna.reports import records, sweep_report
+from lacuna.reports import records, sweep_outcome
 from lacuna.search import reporting
 from lacuna.types import Objective
 
@@ -34,7 +34,7 @@ def test_a_sweep_leaves_a_whole_run_behind_and_prints_its_table(finished):
     assert table.num_rows == 20 * 2 * 2
     found = records.read(run / "records.jsonl")
     assert records.value(found, "top_score", rank=1) == min(table["score"].to_pylist())
-    for row in sweep_report.sigma_rows(found):
+    for row in sweep_outcome.sigma_rows(found):
         assert f"{row.measured:.3g}" in printed
         assert row.verdict in printed
 
@@ -250,3 +250,20 @@ def test_the_best_candidate_of_the_report_has_the_reported_loss_bit_for_bit(fini
     winner = search.candidate(setup.params, sweep, where["index"], where["sigma"], where["sign"])
     batch = setup.task.train(cli.SEARCH_STEP)
     assert search.score(setup.task.objective.loss, winner, batch) == np.float32(top.value)
+
+
+def test_the_winners_are_scored_again_on_eight_batches_and_the_metrics_are_of_the_same_rows(finished, cache):
+    found = records.read(finished[0] / "records.jsonl")
+    setup = setups.prepare(setups.SetupConfig(), eval_batch_size=8, cache=cache)
+    batches = [setup.task.held_out(step) for step in range(8)]
+    rows = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    for name, value in setup.task.metric(setup.params, rows).items():
+        np.testing.assert_allclose(records.value(found, "metric", name=name, point="base"), value, rtol=1e-5)
+    (top,) = records.select(found, "top_score", rank=1)
+    sweep = search.Sweep(search.gaussian(stacked=setup.model.stacked), (1e-3, 1e-2), 20, top_k=3)
+    winner = search.candidate(setup.params, sweep, *(top.where[name] for name in ("index", "sigma", "sign")))
+    base, best = ([search.score(setup.task.objective, point, b) for b in batches] for point in (setup.params, winner))
+    assert records.value(found, "held_out_gain", group="winner") == pytest.approx(
+        np.mean(base) - np.mean(best), rel=1e-3
+    )
+    assert {record.where["num_batches"] for record in records.select(found, "shrinkage")} == {8}

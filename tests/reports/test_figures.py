@@ -1,7 +1,10 @@
 """A figure shows the numbers of the records, and nothing global is touched to draw it."""
 
+from itertools import combinations
+
 import matplotlib as mpl
 import numpy as np
+import pytest
 import sweeps
 
 from lacuna.reports import figures
@@ -44,3 +47,39 @@ def test_drawing_leaves_the_style_of_the_process_alone():
     before = dict(mpl.rcParams)
     figures.sweep_figures(sweeps.sweep_records())
     assert dict(mpl.rcParams) == before
+
+
+def apart(boxes):
+    """Whether no two of these rectangles of a figure touch."""
+    return not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize(
+    "sigmas", [(1e-3, 1e-2), (1e-3, 1.2e-3), (2e-4, 9e-4), (0.15, 1.0), (1.0, 1.5), (3e-5, 2e-4), (1e-6, 1e-1)]
+)
+def test_the_labels_of_the_sigmas_stay_apart(sigmas):
+    for figure in figures.sweep_figures(sweeps.sweep_records(sigmas=sigmas, sigma_star=sigmas[0])).values():
+        figure.draw_without_rendering()
+        for panel in figure.axes:
+            labels = [*panel.get_xticklabels(), *panel.get_xticklabels(minor=True)]
+            low, high = panel.get_xlim()
+            shown = [label for label in labels if label.get_text() and low <= label.get_position()[0] <= high]
+            boxes = [label.get_window_extent() for label in shown]
+            assert len(boxes) >= 2
+            assert apart(boxes)
+
+
+@pytest.mark.parametrize("next_sigma", [1e-4, 1e-3, 1.1e-3, 9e-3, 3e-2])
+def test_the_next_sigma_is_marked_inside_the_panel_and_its_label_beside_that_of_sigma_star(next_sigma):
+    records = sweeps.sweep_records(sigma_star=1e-3, next_sigma=(next_sigma, "peak"))
+    figure = figures.gain_by_sigma(records)
+    figure.draw_without_rendering()
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        assert low < next_sigma < high
+        assert any(line.get_xdata()[0] == next_sigma for line in panel.get_lines())
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert len(boxes) == 2
+        assert apart(boxes)
+        frame = panel.get_window_extent()
+        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)

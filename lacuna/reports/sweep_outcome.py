@@ -1,0 +1,195 @@
+"""What a sweep found, sigma by sigma and in five answers, read from its records."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lacuna.reports.records import Record, select, value
+
+LINEAR_SHARE = 0.9
+"""A sigma is judged against the theory where its F1 share is above this."""
+
+
+@dataclass(frozen=True)
+class SigmaRow:
+    """What was predicted and found at one sigma, over all N draws. Gains are in the unit of the loss.
+
+    Attributes:
+      verdict: by rule: `in band` or `OUTSIDE` in the linear regime; beyond it, where the measured gain fell
+        all the same; and `compared` where the theorem is not about this noise.
+    """
+
+    sigma: float
+    relative_radius: float
+    f1_share: float
+    f1_slope: float
+    predicted: float
+    low: float
+    high: float
+    asymptotic: float
+    measured: float
+    verdict: str
+
+
+def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
+    """One row for each searched sigma, ascending."""
+    sign = "both" if select(records, "measured_gain", sign="both") else "+"
+    n = int(value(records, "num_candidates"))
+    rows = []
+    for record in select(records, "relative_radius"):
+        sigma = float(record.where["sigma"])
+
+        def gain(quantity: str, sigma: float = sigma) -> float:
+            return value(records, quantity, sigma=sigma, sign=sign, n=n)
+
+        share = value(records, "f1_share", sigma=sigma)
+        low, high, measured = gain("predicted_low"), gain("predicted_high"), gain("measured_gain")
+        rows.append(
+            SigmaRow(
+                sigma=sigma,
+                relative_radius=record.value,
+                f1_share=share,
+                f1_slope=value(records, "f1_slope", sigma=sigma),
+                predicted=gain("predicted_gain"),
+                low=low,
+                high=high,
+                asymptotic=gain("asymptotic_gain"),
+                measured=measured,
+                verdict=_verdict(share, low, high, measured, predicted=value(records, "is_predicted") != 0),
+            )
+        )
+    return rows
+
+
+def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool) -> str:
+    if math.isnan(measured):
+        return "no finite loss"
+    side = "in band" if low <= measured <= high else "above" if measured > high else "below"
+    if not predicted:
+        return f"compared: {side}"
+    if math.isnan(share):
+        return side
+    if share > LINEAR_SHARE:
+        return side if side == "in band" else f"OUTSIDE: {side}"
+    return f"not linear: {side}"
+
+
+def answers(records: Sequence[Record]) -> dict[str, str]:
+    """The five questions that a sweep is run for, each with its answer in a sentence or two.
+
+    A question that older records cannot answer is left out.
+    """
+    found = {
+        "Predicted": _predicted(records),
+        "Found": _found(records),
+        "Linear up to": _linear_up_to(records),
+        "Survives": _survives(records),
+        "Next": _next(records),
+    }
+    return {question: answer for question, answer in found.items() if answer}
+
+
+def summary(records: Sequence[Record]) -> str:
+    """The five answers, one a line."""
+    return "\n".join(f"{question}: {answer}" for question, answer in answers(records).items())
+
+
+def level(records: Sequence[Record]) -> str:
+    """The probability of the predicted band, in per cent."""
+    return f"{100 * value(records, 'band_level'):g} %"
+
+
+def _predicted(records: Sequence[Record]) -> str:
+    rows = sigma_rows(records)
+    if value(records, "is_predicted") == 0:
+        return "The theorem is not about this noise: what it says of the Gaussian one is there to compare."
+    linear = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    best = max(linear or rows, key=lambda row: row.predicted)
+    gain = (
+        f"The best of {value(records, 'num_candidates'):,.0f} draws gains {best.predicted:.4g} at σ = {best.sigma:g}, "
+        f"with a {level(records)} band from {best.low:.4g} to {best.high:.4g}."
+    )
+    if linear or all(math.isnan(row.f1_share) for row in rows):
+        return gain
+    return f"{gain} No searched sigma is linear, so the theory is not tested; smaller ones would do that."
+
+
+def _found(records: Sequence[Record]) -> str:
+    best = select(records, "top_score", rank=1)
+    if not best:
+        return "No candidate had a finite loss."
+    where, base = best[0].where, value(records, "base_score")
+    winner = (
+        f"Draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}, takes the loss from {base:.6g} "
+        f"to {best[0].value:.6g}, a gain of {base - best[0].value:.4g}."
+    )
+    rows = [row for row in sigma_rows(records) if not math.isnan(row.measured)]
+    judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    known = any(not math.isnan(row.f1_share) for row in rows)
+    if value(records, "is_predicted") == 0 or (known and not judged):
+        return winner
+    told = judged if known else rows
+    inside = sum(row.verdict == "in band" for row in told)
+    which = f"sigmas with an F1 share above {LINEAR_SHARE}" if known else "searched sigmas"
+    return f"{winner} At {inside} of the {len(told)} {which} the measured gain lies in the band."
+
+
+def _linear_up_to(records: Sequence[Record]) -> str:
+    sigma_star, shares = value(records, "sigma_star"), select(records, "f1_share")
+    if math.isfinite(sigma_star):
+        largest = select(records, "relative_radius")[-1].where["sigma"]
+        farther = ", the largest; it may reach farther" if sigma_star == largest else ""
+        return f"σ* = {sigma_star:g} among the searched sigmas{farther}."
+    known = [record for record in shares if not math.isnan(record.value)]
+    if not known:
+        return "Not known: " + ("no draw had two finite losses." if shares else "it takes both signs of every draw.")
+    best = max(known, key=lambda record: record.value)
+    if best.value > LINEAR_SHARE:
+        return "No σ* found: where the F1 share is high, F1 does not grow in proportion to σ or is lost in rounding."
+    return f"No searched sigma: the F1 share is at most {best.value:.2f}, at σ = {best.where['sigma']:g}."
+
+
+def _survives(records: Sequence[Record]) -> str:
+    groups = select(records, "held_out_gain")
+    if not groups:
+        scored = select(records, "top_score")
+        return "Not known: no held-out data was given." if scored else "Nothing: no candidate had a finite loss."
+    if not value(records, "search_gain", group=groups[0].where["group"]) > 0:
+        return "There is no gain to survive."
+    told = [f"{_left(records, record)} ({str(record.where['group']).removesuffix(', mean')})" for record in groups]
+    bounds = select(records, "shrinkage_low")
+    known = any(math.isfinite(record.value) for record in bounds)
+    interval = f", with {percent(float(bounds[0].where['level']))} intervals" if known else ""
+    return f"Left of the gain on held-out data{interval}: {', '.join(told)}. Nobody selected random draws."
+
+
+def _left(records: Sequence[Record], record: Record) -> str:
+    """The share of a group's gain that is left, or both gains where that is not known."""
+    group = record.where["group"]
+    share, low, high = (value(records, f"shrinkage{end}", group=group) for end in ("", "_low", "_high"))
+    if math.isnan(share):
+        return f"{record.value:.4g} of {value(records, 'search_gain', group=group):.4g}"
+    return percent(share) + ("" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]")
+
+
+def percent(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{100 * share:.0f} %"
+
+
+REASONS = {
+    "peak": "a parabola through the best sigma and its neighbours peaks here",
+    "edge": "the sigma after the best one had no finite loss, and this is half way",
+    "rising": "the gain is largest at the largest searched sigma",
+    "rising_to_predicted": "the gain is largest at the largest searched sigma, the predicted one here",
+    "falling": "the gain is largest at the smallest searched sigma",
+    "falling_to_predicted": "the gain is largest at the smallest searched sigma, the predicted one here",
+    "no_gain": "no searched sigma gained anything",
+    "lost": "no loss was finite",
+}
+"""Why a sigma is to be searched next, by the word of its record."""
+
+
+def _next(records: Sequence[Record]) -> str:
+    found = select(records, "next_sigma")
+    return f"Search σ = {found[0].value:.2g}: {REASONS[str(found[0].where['because'])]}." if found else ""
