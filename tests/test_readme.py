@@ -8,16 +8,19 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_the_snippets_of_the_readme_run_one_after_the_other(capsys):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     exec("\n".join(snippets), {})
-    search_line, prediction, geometry_line = capsys.readouterr().out.splitlines()
+    search_line, prediction, best_sigma, geometry_line, in_basis = capsys.readouterr().out.splitlines()
     base, best, gain = (float(x) for x in re.findall(r"\d+\.\d+", search_line))
     assert gain > 0
     assert abs(base - best - gain) < 2e-4  # four decimals of each
     assert float(prediction) > 0
+    assert float(best_sigma.split()[0]) > 0
     mass, level = (float(x) for x in re.findall(r"\d+\.\d+", geometry_line))
     assert 0 < level <= 4 / 24
     assert level < mass <= 1
+    expected, found = (float(x) for x in re.findall(r"\d+\.\d+", in_basis))
+    assert 0.5 < found / expected < 1.5
 
 
 def test_the_readme_sets_up_with_two_commands():
