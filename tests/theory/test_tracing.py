@@ -54,6 +54,14 @@ CASES = {
         )
         for unit in ("sigma", "rms_radius", "exact_radius")
     },
+    "predicted_share": (
+        theory.predicted_share,
+        {"sigma": 0.3, "gradient_norm": 2.0, "curvature_trace": 4.0, "curvature_spread": 3.0},
+    ),
+    "predicted_sigma_star": (
+        theory.predicted_sigma_star,
+        {"gradient_norm": 2.0, "curvature_trace": 4.0, "curvature_spread": 3.0},
+    ),
     "rounding_floor": (theory.rounding_floor, {"base": 3.0, "sigma": 0.1, "gradient_norm": 2.0}),
 }
 
