@@ -157,3 +157,25 @@ def test_every_nan_has_the_same_sha256():
     assert table_sha256(other.view(np.float32)) == table_sha256(table)
     assert table_sha256(np.float32([[[np.nan, 1]]])) != table_sha256(table)
     assert table_sha256(-table) == table_sha256(np.float32([[[-1, np.nan]]]))
+
+
+def test_a_second_sweep_of_a_kind_is_not_compiled(problem, sweep):
+    loss, params, batch = problem
+    compiled = []
+
+    def listen(name, duration, **details):
+        compiled.extend([name] * name.endswith("backend_compile_duration"))
+
+    def search_from(scale, seed, sigmas):
+        moved = jax.tree.map(lambda leaf: leaf * scale, params)
+        return run_sweep(loss, moved, batch, dataclasses.replace(sweep, seed=seed, sigmas=sigmas))
+
+    search_from(1.0, 1, (1e-3, 1e-2, 1e-1))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        search_from(1.5, 2, (2e-3, 2e-2, 2e-1))
+        assert not compiled
+        search_from(1.5, 2, (2e-3, 2e-2))  # another number of sigmas is another program
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
