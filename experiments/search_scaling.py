@@ -77,7 +77,7 @@ class Config:
     """
 
     num_seeds: int = 5
-    steps: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    steps: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     num_draws: int = 256
     most_draws: int = 100_000
     planted: tuple[int, ...] = (10, 100, 1_000, 10_000, 100_000)
@@ -159,12 +159,22 @@ def _searched(
     parts = {config.steps: most_draws}
     if most_draws > config.num_draws:
         parts = {config.steps[:1]: most_draws, config.steps[1:]: config.num_draws}
-    found = [Record(NAME, "gradient_norm", known.slope, "loss"), Record(NAME, "end", known.end, "1")]
+    best = float(theory.best_sigma(config.num_draws, known.slope, *known.curvature, both_signs=True))
+    found = [
+        Record(NAME, "gradient_norm", known.slope, "loss"),
+        Record(NAME, "end", known.end, "1"),
+        Record(NAME, "predicted_best", best / known.end, "end"),
+    ]
+    gains: list[float] = []
     for steps, num_draws in parts.items():
         sigmas = tuple(step * known.end for step in steps)
         sweep = search.Sweep(search.gaussian(), sigmas, num_draws, seed=noise_seed(NAME, *where.values(), steps[0]))
         result = search.run_sweep(loss, params, batch, sweep)
         found += _compared(config, result, known, group, steps)
+        curves = search.measured_curves(result.base_score, result.scores, np.asarray([config.num_draws]))
+        gains += curves["both"][0].tolist()
+    peak = search.next_sigma(config.steps, np.asarray(gains), predicted_best=best / known.end)
+    found.append(Record(NAME, "found_best", peak.sigma if peak.because == "peak" else math.nan, "end"))
     return [replace(record, where=where | record.where) for record in found]
 
 
@@ -180,15 +190,13 @@ def _compared(
     )
     for j, (step, sigma) in enumerate(zip(steps, sweep.sigmas, strict=True)):
         unit, at = sigma * known.slope, np.float32(sigma)
-        gains = (result.base_score - result.scores[:, j].astype(np.float64)) / unit
-        of_draws = np.where(np.isfinite(gains), gains, -np.inf).max(axis=1)
         sizes = np.asarray([num_draws])
         if step == config.steps[SMALLEST]:
             curve = search.subset_sizes(num_draws, per_octave=1)
             sizes = np.unique([*curve, config.num_draws, few(num_draws)])
-        measured = search.expected_best(of_draws, sizes)
+        curves = search.measured_curves(result.base_score, result.scores[:, j : j + 1], sizes)
         quantities: dict[str, Float[np.ndarray, sizes] | Float[Array, sizes]] = {
-            "measured": measured,
+            "measured": curves["both"][:, 0] / unit,
             "predicted": theory.best_of_n_gain(sizes, at, known.slope, *known.curvature, both_signs=True) / unit,
             "first_order": theory.expected_max_abs(sizes),
             "asymptote": theory.asymptotic_max(sizes, both_signs=True),
@@ -342,7 +350,16 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
                 share = str(spread(records, "share", **place, step=step))
                 lines.append([group, f"{size:,}", f"{draws:,}", f"{step:g}", share, *numbers])
     head = ["landscape", "P", "N", "step", "F1 share", "predicted gain / σ|a|", "measured"]
-    return {"Every landscape at every step": (head, lines)}
+    bests = []
+    for group in GROUPS:
+        predicted, found = (spread(records, name, group=group) for name in ("predicted_best", "found_best"))
+        inside = Spread(tuple(number for number in found.values if math.isfinite(number)))
+        bests.append([WORDS[group], str(predicted), str(inside), f"{len(inside.values)} of {len(found.values)}"])
+    columns = ["searches", "predicted", "found", "of which the largest gain lay between two steps"]
+    return {
+        f"The step that gains most, N = {config.num_draws}": (columns, bests),
+        "Every landscape at every step": (head, lines),
+    }
 
 
 def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figure", str]]:
