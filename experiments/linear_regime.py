@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from experiments import drawing
 from experiments.recoveries import StartSpec, Told, starting_point
-from experiments.searches import STATES, Known, known_landscape, noise_seed, scored_rows
+from experiments.searches import PROGRAMS, STATES, Known, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import search, theory
 from lacuna.reports.claims import Claim, Spread, seeds_of, spread, verdict
@@ -95,7 +95,7 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
             known = known_landscape(start.loss, start.params, rows, num_probes=config.num_probes, seed=name)
             sigmas = (config.floor_sigma, *config.sigmas)
             sweep = search.Sweep(search.gaussian(), sigmas, config.num_draws, seed=name)
-            result = search.run_sweep(start.loss, start.params, rows, sweep)
+            result = search.run_sweep(start.loss, start.params, rows, sweep, programs=PROGRAMS)
             where = {"seed": seed, "state": state, "task": task}
             found += [replace(record, where=where | record.where) for record in _split(config, result, known)]
     return found

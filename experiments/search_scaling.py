@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from experiments import drawing
 from experiments.recoveries import StartSpec, Told, starting_point
-from experiments.searches import SEARCH_STEP, STATES, Known, known_landscape, noise_seed, scored_rows
+from experiments.searches import PROGRAMS, SEARCH_STEP, STATES, Known, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import keys, search, theory
 from lacuna.models.model import Model
@@ -169,7 +169,7 @@ def _searched(
     for steps, num_draws in parts.items():
         sigmas = tuple(step * known.end for step in steps)
         sweep = search.Sweep(search.gaussian(), sigmas, num_draws, seed=noise_seed(NAME, *where.values(), steps[0]))
-        result = search.run_sweep(loss, params, batch, sweep)
+        result = search.run_sweep(loss, params, batch, sweep, programs=PROGRAMS)
         found += _compared(config, result, known, group, steps)
         curves = search.measured_curves(result.base_score, result.scores, np.asarray([config.num_draws]))
         gains += curves["both"][0].tolist()

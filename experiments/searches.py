@@ -11,6 +11,9 @@ from lacuna.types import Batch, Loss, Params
 
 STATES: tuple[State, ...] = ("undertrained", "forgotten", "trained")
 
+PROGRAMS: search.Programs = {}
+"""Compiled steps, for all searches of this process: their losses are functions of their arguments alone."""
+
 SEARCH_STEP = 3_000_000
 """Where in a task's stream the scored batch lies: rows that nobody trained on."""
 
@@ -32,7 +35,7 @@ class Known(NamedTuple):
       slope: `|a|`, a the gradient on the scored batch.
       curvature: `tr H` and `u^T H u`, u along the gradient.
       curvature_trace_error: standard error of the trace.
-      curvature_spread: standard deviation of `z^T H z`, estimated from the probes of the trace.
+      curvature_spread: standard deviation of `z^T H z`.
       end: the sigma at which the linear regime is foretold to end.
       num_params: P.
     """
@@ -49,12 +52,11 @@ def known_landscape(loss: Loss, params: Params, batch: Batch, *, num_probes: int
     """Slope and curvature at the base point, and what they foretell."""
     anywhere = search.Sweep(search.gaussian(), (1.0,), 1)
     found = search.landscape(loss, params, batch, anywhere, num_probes=num_probes, seed=seed)
-    curvature_spread = found.curvature_trace_error * num_probes**0.5
     return Known(
         slope=found.slope,
         curvature=(found.curvature_trace, found.curvature_along),
         curvature_trace_error=found.curvature_trace_error,
-        curvature_spread=curvature_spread,
-        end=float(theory.predicted_sigma_star(found.slope, found.curvature_trace, curvature_spread)),
+        curvature_spread=found.curvature_spread,
+        end=float(theory.predicted_sigma_star(found.slope, found.curvature_trace, found.curvature_spread)),
         num_params=found.num_params,
     )

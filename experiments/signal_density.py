@@ -32,7 +32,7 @@ from experiments.recoveries import (
     specialised,
     starting_point,
 )
-from experiments.searches import STATES, known_landscape, noise_seed, scored_rows
+from experiments.searches import PROGRAMS, STATES, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import derivatives, geometry, keys, search, theory, trees
 from lacuna.geometry import Basis
@@ -227,7 +227,7 @@ def _gains(
 
 
 def _searched(start: Start, rows: Batch, sweep: search.Sweep) -> Float[np.ndarray, "N sigmas"]:
-    result = search.run_sweep(start.loss, start.params, rows, sweep)
+    result = search.run_sweep(start.loss, start.params, rows, sweep, programs=PROGRAMS)
     return result.base_score - result.scores[..., 0].astype(np.float64)
 
 

@@ -344,17 +344,19 @@ class Trace(NamedTuple):
     Attributes:
       mean: the estimate, float32[].
       standard_error: of the mean, float32[].
+      of_square: the trace of the operator's square, `E |H v|^2`, from the same products, float32[].
     """
 
     mean: Float[Array, ""]
     standard_error: Float[Array, ""]
+    of_square: Float[Array, ""]
 
 
 def hutchinson_trace(operator: Operator, like: Params, key: Key, *, num_probes: int) -> Trace:
-    """Trace of a symmetric operator from its products with random signs.
+    """Trace of a symmetric operator, and that of its square, from its products with random signs.
 
-    `E[v^T H v] = tr H` for independent signs v, with variance `2 sum_{i != j} H_ij^2`: far less than with
-    normal probes where the diagonal dominates.
+    `E[v^T H v] = tr H` and `E |H v|^2 = tr H^2` for independent signs v, the first with the variance
+    `2 sum_{i != j} H_ij^2`: far less than with normal probes where the diagonal dominates.
 
     Args:
       operator: linear map on the tree of `like`.
@@ -370,11 +372,12 @@ def hutchinson_trace(operator: Operator, like: Params, key: Key, *, num_probes: 
     if num_probes < 2:
         raise InvalidInput("num_probes must be at least 2", got=num_probes)
 
-    def quadratic_form(probe_key: Key) -> Float[Array, ""]:
+    def forms_of(probe_key: Key) -> tuple[Float[Array, ""], Float[Array, ""]]:
         probe = trees.map_named(
             lambda name, p: jax.random.rademacher(keys.leaf(probe_key, name), p.shape, p.dtype), like
         )
-        return trees.dot(probe, operator(probe))
+        product = operator(probe)
+        return trees.dot(probe, product), trees.dot(product, product)
 
-    forms = lax.map(quadratic_form, jax.random.split(key, num_probes))
-    return Trace(jnp.mean(forms), jnp.std(forms, ddof=1) / num_probes**0.5)
+    forms, squares = lax.map(forms_of, jax.random.split(key, num_probes))
+    return Trace(jnp.mean(forms), jnp.std(forms, ddof=1) / num_probes**0.5, jnp.mean(squares))

@@ -55,7 +55,8 @@ def sweep_records(
     if next_sigma is not None:
         found.append(record("next_sigma", next_sigma[0], because=next_sigma[1]))
     for group, (search_gain, held_out_gain, share) in zip(GROUPS, left, strict=False):
-        where = {"group": group, "size": 4, "num_finite": 4, "num_batches": 8}
+        num_finite = 0 if math.isnan(search_gain) else 4
+        where = {"group": group, "size": 4, "num_finite": num_finite, "num_batches": 8}
         found.append(record("search_gain", search_gain, **where))
         found.append(record("held_out_gain", held_out_gain, **where))
         if share is not None:

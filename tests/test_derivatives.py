@@ -53,6 +53,7 @@ def test_the_trace_of_a_dense_hessian_lies_within_three_of_its_own_errors():
     trace = derivatives.hutchinson_trace(operator, DENSE_PARAMS, keys.root(1), num_probes=400)
     assert abs(trace.mean - np.trace(hessian)) < 3 * trace.standard_error
     off_diagonal = np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)
+    np.testing.assert_allclose(trace.of_square, np.sum(hessian**2), rtol=0.05)
     # The spread of 400 probes estimates sqrt(2 sum_{i != j} H_ij^2) to about 4 %; 15 % is generous.
     np.testing.assert_allclose(trace.standard_error, np.sqrt(2 * off_diagonal / 400), rtol=0.15)
 

@@ -64,6 +64,8 @@ def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
 def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool) -> str:
     if math.isnan(measured):
         return "no finite loss"
+    if math.isnan(low + high):
+        return "no prediction"
     side = "in band" if low <= measured <= high else "above" if measured > high else "below"
     if not predicted:
         return f"compared: {side}"
@@ -103,6 +105,9 @@ def _predicted(records: Sequence[Record]) -> str:
     rows = sigma_rows(records)
     if value(records, "is_predicted") == 0:
         return "The theorem is not about this noise: what it says of the Gaussian one is there to compare."
+    rows = [row for row in rows if not math.isnan(row.predicted)]
+    if not rows:
+        return "Nothing: slope or curvature at the base point is not a finite number."
     linear = [row for row in rows if row.f1_share > LINEAR_SHARE]
     best = max(linear or rows, key=lambda row: row.predicted)
     gain = (
@@ -124,9 +129,10 @@ def _found(records: Sequence[Record]) -> str:
         f"to {best[0].value:.6g}, a gain of {base - best[0].value:.4g}."
     )
     rows = [row for row in sigma_rows(records) if not math.isnan(row.measured)]
+    rows = [row for row in rows if row.verdict != "no prediction"]
     judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
     known = any(not math.isnan(row.f1_share) for row in rows)
-    if value(records, "is_predicted") == 0 or (known and not judged):
+    if value(records, "is_predicted") == 0 or not rows or (known and not judged):
         return winner
     told = judged if known else rows
     inside = sum(row.verdict == "in band" for row in told)
@@ -141,8 +147,10 @@ def _linear_up_to(records: Sequence[Record]) -> str:
         farther = ", the largest; it may reach farther" if sigma_star == largest else ""
         return f"σ* = {sigma_star:g} among the searched sigmas{farther}."
     known = [record for record in shares if not math.isnan(record.value)]
+    if not shares:
+        return "Not known: it takes both signs of every draw."
     if not known:
-        return "Not known: " + ("no draw had two finite losses." if shares else "it takes both signs of every draw.")
+        return "Not known: it takes two draws or more with finite losses of both signs, and losses that change."
     best = max(known, key=lambda record: record.value)
     if best.value > LINEAR_SHARE:
         return "No σ* found: where the F1 share is high, F1 does not grow in proportion to σ or is lost in rounding."
@@ -154,8 +162,11 @@ def _survives(records: Sequence[Record]) -> str:
     if not groups:
         scored = select(records, "top_score")
         return "Not known: no held-out data was given." if scored else "Nothing: no candidate had a finite loss."
-    if not value(records, "search_gain", group=groups[0].where["group"]) > 0:
+    if value(records, "search_gain", group=groups[0].where["group"]) <= 0:
         return "There is no gain to survive."
+    groups = [record for record in groups if record.where.get("num_finite") != 0]
+    if not groups:
+        return "Not known: no candidate had a finite loss on all held-out data."
     told = [f"{_left(records, record)} ({str(record.where['group']).removesuffix(', mean')})" for record in groups]
     bounds = select(records, "shrinkage_low")
     known = any(math.isfinite(record.value) for record in bounds)
@@ -179,9 +190,10 @@ def percent(share: float) -> str:
 
 REASONS = {
     "peak": "a parabola through the best sigma and its neighbours peaks here",
-    "edge": "the sigma after the best one had no finite loss, and this is half way",
+    "edge": "beside the best sigma no loss was finite, and this is half way",
     "rising": "the gain is largest at the largest searched sigma",
     "rising_to_predicted": "the gain is largest at the largest searched sigma, the predicted one here",
+    "unresolved": "no searched sigma changed the loss at all",
     "falling": "the gain is largest at the smallest searched sigma",
     "falling_to_predicted": "the gain is largest at the smallest searched sigma, the predicted one here",
     "no_gain": "no searched sigma gained anything",

@@ -3,6 +3,7 @@
 from lacuna.search.analysis import sweep_records as sweep_records
 from lacuna.search.candidates import candidate as candidate
 from lacuna.search.candidates import rescore as rescore
+from lacuna.search.evaluate import Programs as Programs
 from lacuna.search.evaluate import score as score
 from lacuna.search.families import Family as Family
 from lacuna.search.families import LeafFamily as LeafFamily

@@ -13,7 +13,7 @@ so:
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,10 @@ class Program(NamedTuple):
             return noise
         parts = (None,) * leading + tuple(spec)[max(-leading, 0) :]
         return lax.with_sharding_constraint(noise, PartitionSpec(*parts))
+
+
+Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
+"""Steps by what they were made for: a program, a mesh, and room for so many trips."""
 
 
 def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_radius: bool = False) -> Program:
@@ -265,7 +269,9 @@ def local_scores(
     return lax.fori_loop(0, trips, trip, jnp.zeros((capacity * size, scales.values.shape[0]), jnp.float32))
 
 
-def make_step(program: Program, params: Params, mesh: Mesh, *, capacity: int) -> jax.stages.Wrapped:
+def make_step(
+    program: Program, params: Params, mesh: Mesh, *, capacity: int, programs: Programs | None = None
+) -> jax.stages.Wrapped:
     """The jitted step `(family, params, batch, key, scales, first, trips, control) -> (scores, control)`.
 
     Each device of the axis `candidates` evaluates `trips` units of draws, the first device those from `first` on,
@@ -275,16 +281,18 @@ def make_step(program: Program, params: Params, mesh: Mesh, *, capacity: int) ->
     `control`, int32 [candidates, model, 2], carries a word from every process to all of them: what comes back is
     the largest of each of its two numbers.
 
+    Args:
+      capacity: trips that there is room for.
+      programs: steps that were made before; one of them is used again where it fits, else the new one is added.
+
     Returns:
       The scores f32[candidates * capacity * unit, C], of which each device's first `trips * unit` count, and the
       control, int32[2]; both on every device.
     """
-    return _step(program._replace(split=split_over_model(params, mesh)), mesh, capacity)
-
-
-@lru_cache(maxsize=16)
-def _step(program: Program, mesh: Mesh, capacity: int) -> jax.stages.Wrapped:
-    """One function for all sweeps of a kind, so that JAX compiles it once for them."""
+    program = program._replace(split=split_over_model(params, mesh))
+    key = program, mesh, capacity
+    if programs is not None and key in programs:
+        return programs[key]
 
     def on_device(
         family: Family,
@@ -303,7 +311,7 @@ def _step(program: Program, mesh: Mesh, capacity: int) -> jax.stages.Wrapped:
         return lax.all_gather(scores, meshes.CANDIDATES, tiled=True), said
 
     everywhere, spread = PartitionSpec(), PartitionSpec(meshes.CANDIDATES)
-    return jax.jit(
+    step = jax.jit(
         jax.shard_map(
             on_device,
             mesh=mesh,
@@ -313,6 +321,9 @@ def _step(program: Program, mesh: Mesh, capacity: int) -> jax.stages.Wrapped:
             check_vma=False,  # the all_gather makes the scores replicated; the checker cannot see it
         )
     )
+    if programs is not None:
+        programs[key] = step
+    return step
 
 
 def split_over_model(tree: Any, mesh: Mesh) -> tuple[tuple[str, PartitionSpec], ...]:

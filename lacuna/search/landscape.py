@@ -35,6 +35,7 @@ class Landscape(NamedTuple):
         where the slope vanishes.
       curvature_trace: `tr H` over the noise, an estimate.
       curvature_trace_error: its standard error.
+      curvature_spread: standard deviation of `z^T H z` over draws z of the noise, an estimate.
       gradient_norm: `|a|`, a the gradient on the scored batch.
       params_norm: `|theta|`, for the relative radius.
       step_norm: root mean square length of a step for a sigma of one.
@@ -48,6 +49,7 @@ class Landscape(NamedTuple):
     curvature_along: float
     curvature_trace: float
     curvature_trace_error: float
+    curvature_spread: float
     gradient_norm: float
     params_norm: float
     step_norm: float
@@ -83,7 +85,7 @@ def landscape(
     family.check(params)
     scale = sweep.mean_scale(params)
     measured = _measure(loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
-    slope, along, trace, error, gradient_norm, params_norm, participation = (float(x) for x in measured)
+    slope, along, trace, error, spread, gradient_norm, params_norm, participation = (float(x) for x in measured)
     exact = sweep.unit == "exact_radius"
     dimension = family.dimension(params)
     on_a_sphere = exact and family.spherical
@@ -94,6 +96,7 @@ def landscape(
         curvature_along=scale**2 * along,
         curvature_trace=scale**2 * trace,
         curvature_trace_error=scale**2 * error,
+        curvature_spread=scale**2 * spread,
         gradient_norm=gradient_norm,
         params_norm=params_norm,
         step_norm=scale * math.sqrt(family.mean_square(params)),
@@ -114,15 +117,17 @@ def _measure(
     inverse = jnp.where(slope > 0, 1 / slope, 0.0)
     unit = jax.tree.map(lambda f, p: (f * inverse).astype(p.dtype), followed, params)
     if family.isotropic:
-        trace, error = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
+        trace, error, of_square = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
+        spread = jnp.sqrt(2 * of_square)  # of normal noise; the probes are signs, whose forms spread less
     else:
         trace, error = _trace_over(family, product, params, key, num_probes)
+        spread = error * num_probes**0.5
     # (sum b)^2 / sum b^2 of what each coordinate adds to the variance along the gradient: how many take part.
     square = inverse * inverse
     shares = jax.tree.map(lambda g, f: square * g.astype(jnp.float32) * f.astype(jnp.float32), gradient, followed)
     participation = 1 / jnp.maximum(trees.dot(shares, shares), jnp.finfo(jnp.float32).tiny)
     along = trees.dot(unit, product(unit))
-    return slope, along, trace, error, trees.norm(gradient), trees.norm(params), participation
+    return slope, along, trace, error, spread, trees.norm(gradient), trees.norm(params), participation
 
 
 def _trace_over(

@@ -10,7 +10,9 @@ from jaxtyping import Float
 STRIDE = 3.0
 """How far to go up or down where nothing says how far: half a decade."""
 
-Reason = Literal["peak", "edge", "rising", "rising_to_predicted", "falling", "falling_to_predicted", "no_gain", "lost"]
+Reason = Literal[
+    "peak", "edge", "rising", "rising_to_predicted", "falling", "falling_to_predicted", "no_gain", "unresolved", "lost"
+]
 
 
 class NextSigma(NamedTuple):
@@ -19,9 +21,9 @@ class NextSigma(NamedTuple):
     Attributes:
       sigma: in the unit of the sweep.
       because: `peak`, the gain is largest between two searched sigmas, at the vertex of a parabola; `edge`, it is
-        largest at the last sigma of a finite loss, and this is half way to the first without; `rising`, at the
-        largest sigma; `falling`, at the smallest (`..._to_predicted` where the theory says how far to go);
-        `no_gain`, no sigma gained anything; `lost`, no loss was finite.
+        largest beside a sigma without a finite loss, and this is half way to that; `rising`, at the largest sigma;
+        `falling`, at the smallest (`..._to_predicted` where the theory's best lies on the way); `no_gain`, no sigma
+        gained anything; `unresolved`, none changed the loss at all; `lost`, no loss was finite.
     """
 
     sigma: float
@@ -36,26 +38,41 @@ def next_sigma(sigmas: Sequence[float], gains: Float[np.ndarray, "S"], *, predic
       gains: the gain of all draws at each of them; NaN where no loss was finite.
       predicted_best: the sigma of the largest predicted gain; infinite where the theory sets no limit.
 
+    Returns:
+      A sigma in the range of float32, at most half a decade beyond those that were searched.
+
     Source: ours. A gain is smooth in the logarithm of sigma, so three points around a maximum give its parabola.
     """
-    every, finite = np.asarray(sigmas, np.float64), np.isfinite(gains)
+    sigma, because = _next(np.asarray(sigmas, np.float64), gains, predicted_best)
+    limits = np.finfo(np.float32)
+    return NextSigma(float(np.clip(sigma, limits.tiny, limits.max)), because)
+
+
+def _next(every: Float[np.ndarray, "S"], gains: Float[np.ndarray, "S"], predicted_best: float) -> tuple[float, Reason]:
+    finite = np.isfinite(gains)
     searched, found = every[finite], gains[finite]
+    if not len(found):
+        return every[0] / STRIDE, "lost"
+    if not np.any(found):
+        return every[-1] * STRIDE, "unresolved"
     if not np.any(found > 0):
-        return NextSigma(float(every[0] / STRIDE), "no_gain" if len(found) else "lost")
+        return every[0] / STRIDE, "no_gain"
     best = int(np.argmax(found))
-    at_best = float(searched[best])
-    if best == 0 and 0 < predicted_best < at_best:
-        return NextSigma(float(predicted_best), "falling_to_predicted")
-    if best == len(found) - 1:
-        beyond = every[every > at_best]
-        if len(beyond):
-            return NextSigma(math.sqrt(at_best * beyond[0]), "edge")
-        if at_best < predicted_best < STRIDE * at_best:
-            return NextSigma(float(predicted_best), "rising_to_predicted")
-        return NextSigma(STRIDE * at_best, "rising")
-    if best == 0:
-        return NextSigma(at_best / STRIDE, "falling")
-    return NextSigma(_vertex(searched[best - 1 : best + 2], found[best - 1 : best + 2]), "peak")
+    at_best = searched[best]
+    last, first = best == len(found) - 1, best == 0
+    if last and at_best < every[-1]:
+        return math.sqrt(at_best * every[every > at_best][0]), "edge"
+    if first and at_best > every[0]:
+        return math.sqrt(at_best * every[every < at_best][-1]), "edge"
+    if first and at_best / STRIDE < predicted_best < at_best:
+        return predicted_best, "falling_to_predicted"
+    if last and at_best < predicted_best < STRIDE * at_best:
+        return predicted_best, "rising_to_predicted"
+    if last:
+        return STRIDE * at_best, "rising"
+    if first:
+        return at_best / STRIDE, "falling"
+    return _vertex(searched[best - 1 : best + 2], found[best - 1 : best + 2]), "peak"
 
 
 def _vertex(sigmas: Float[np.ndarray, "3"], gains: Float[np.ndarray, "3"]) -> float:

@@ -87,6 +87,7 @@ def run_sweep(
     documents: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], None] = print,
+    programs: evaluate.Programs | None = None,
 ) -> SweepResult:
     """Score every candidate of a sweep, on every device of the mesh and every host.
 
@@ -112,6 +113,9 @@ def run_sweep(
         settings, `environment.json` with versions and machine.
       progress: called once everything is compiled, and after every chunk.
       notice: told in a sentence of damage to the log, whose draws are scored again.
+      programs: a dictionary, empty at first, that the caller keeps: many short sweeps of one loss that are given the
+        same one compile it once. It holds on to the loss, and to what the loss read besides its arguments as it was
+        then; so it is left aside where there is an `out`, whose scores must notice an edited loss.
 
     Raises:
       InvalidInput: the loss is not a scalar, two leaves would share their noise, or the family does not fit.
@@ -128,7 +132,7 @@ def run_sweep(
     machine = meshes.describe(mesh)
     _check_documents(documents)
     keys.check_distinct(trees.leaf_names(params))
-    stepper = Stepper(program, sweep, params, batch, mesh)
+    stepper = Stepper(program, sweep, params, batch, mesh, programs if out is None else None)
     narrow = sweep.width == 1  # else finalists are scored by another program than the step, and so is the base point
     base_score = stepper.base_score() if narrow else float(evaluate.score(program.objective, params, batch))
     if not math.isfinite(base_score):

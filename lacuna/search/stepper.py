@@ -65,7 +65,15 @@ class Stepper:
       capacity: most trips of a chunk.
     """
 
-    def __init__(self, program: Program, sweep: Sweep, params: Params, batch: Batch, mesh: Mesh):
+    def __init__(
+        self,
+        program: Program,
+        sweep: Sweep,
+        params: Params,
+        batch: Batch,
+        mesh: Mesh,
+        programs: evaluate.Programs | None = None,
+    ):
         self._mesh = mesh
         self._shape = (len(sweep.sigmas), sweep.num_signs)
         self._unit = evaluate.unit(sweep.family, program.width)
@@ -77,7 +85,7 @@ class Stepper:
         factor = sweep.scale(params)
         scales = evaluate.signed_scales(tuple(sigma * factor for sigma in sweep.sigmas), sweep.antithetic)
         self._fixed = meshes.place((sweep.family, params, batch, keys.root(sweep.seed), scales), mesh)
-        self.step = evaluate.make_step(program, self._fixed[1], mesh, capacity=self.capacity)
+        self.step = evaluate.make_step(program, self._fixed[1], mesh, capacity=self.capacity, programs=programs)
         self.compiled = self.step.lower(*self.arguments(0, 1)).compile()
 
     def arguments(self, first: int, trips: int, word: int = 0, wanted: int = 0) -> tuple[Any, ...]:

@@ -74,7 +74,7 @@ def _positive_integers(value: object, asked: str, hint: str) -> NDArray[np.int64
     found = np.asarray(value)
     if not np.issubdtype(found.dtype, np.integer) or np.any(found < 1):
         raise InvalidInput(asked, got=repr(value), hint=f"{hint}; convert a float with int()")
-    return found
+    return found.astype(np.int64)  # narrower ones would take the logarithms with them
 
 
 def probabilities(asked: str, p: object) -> NDArray[np.float64]:

@@ -62,6 +62,14 @@ def test_what_was_found_is_the_winner_and_the_sigmas_in_their_band(kind, said):
     assert "takes the loss from 3 to 2, a gain of 1." in answer("Found", **kind) or kind is sweeps.NOTHING_FINITE
 
 
+def test_without_a_finite_prediction_nothing_is_judged():
+    kind = {"low": NAN, "high": NAN, "predicted": (NAN, NAN)}
+    assert answer("Predicted", **kind).startswith("Nothing: slope or curvature at the base point")
+    assert answer("Found", **kind).endswith("a gain of 1.")
+    verdicts = {row.verdict for row in sweep_outcome.sigma_rows(sweeps.sweep_records(**kind))}
+    assert verdicts == {"no prediction"}
+
+
 def test_noise_that_the_theorem_is_not_about_is_only_compared():
     assert "theorem is not about this noise" in answer("Predicted", THEOREM)
     assert answer("Found", THEOREM).endswith("a gain of 1.")
@@ -73,7 +81,7 @@ def test_noise_that_the_theorem_is_not_about_is_only_compared():
         ({}, "σ* = 0.001 among the searched sigmas."),
         ({"sigma_star": 1e-2}, "σ* = 0.01 among the searched sigmas, the largest; it may reach farther."),
         ({"sigma_star": NAN, "sign": "+"}, "Not known: it takes both signs of every draw."),
-        ({"sigma_star": NAN, "shares": (NAN, NAN)}, "Not known: no draw had two finite losses."),
+        ({"sigma_star": NAN, "shares": (NAN, NAN)}, "Not known: it takes two draws or more with finite losses"),
         ({"sigma_star": NAN, "shares": (0.5, NAN)}, "No searched sigma: the F1 share is at most 0.50, at σ = 0.001."),
         ({"sigma_star": NAN, "shares": (0.99, 0.5)}, "No σ* found: where the F1 share is high"),
     ],
@@ -96,6 +104,8 @@ WINNER, TOP, RANDOM = (2.0, 1.0, (0.5, 0.4, 0.6)), (1.5, 1.2, (0.8, 0.7, 0.9)), 
         ({"left": [(2.0, 1.0, (0.5, NAN, NAN))]}, "Left of the gain on held-out data: 50 % (winner)."),
         ({"left": [(2.0, 1.0, None)]}, "Left of the gain on held-out data: 1 of 2 (winner)."),
         ({"left": [(-2.0, -1.0, (0.5, 0.4, 0.6))]}, "There is no gain to survive."),
+        ({"left": [(NAN, NAN, None)]}, "Not known: no candidate had a finite loss on all held-out data."),
+        ({"left": [(NAN, NAN, None), TOP]}, "Left of the gain on held-out data, with 95 % intervals: 80 % [70, 90]"),
         ({}, "Not known: no held-out data was given."),
         (sweeps.NOTHING_FINITE, "Nothing: no candidate had a finite loss."),
     ],

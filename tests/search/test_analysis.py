@@ -16,7 +16,7 @@ SWEEP = Sweep(gaussian(), (0.1, 0.4), 16, seed=5, top_k=4)
 def found_by(loss, sweep):
     _, params, batch = problems.small()
     result = run_sweep(loss, params, batch, sweep)
-    flat = search.Landscape(1.0, 0.0, 0.0, 0.0, 1.0, 1.0, step_norm=5**0.5, num_params=5)
+    flat = search.Landscape(1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, step_norm=5**0.5, num_params=5)
     return result, search.sweep_records(result, flat)
 
 

@@ -22,6 +22,8 @@ def test_a_planted_quadratic_is_measured():
     np.testing.assert_allclose(found.curvature_along, CURVED.gradient_curvature, rtol=1e-5)
     np.testing.assert_allclose(found.curvature_trace, CURVED.trace, rtol=1e-5)
     assert found.curvature_trace_error < 1e-4
+    squares = sum(float(jnp.sum(leaf.astype(jnp.float32) ** 2)) for leaf in jax.tree.leaves(batch[1]))
+    np.testing.assert_allclose(found.curvature_spread, np.sqrt(2 * squares), rtol=1e-5)
     assert found.params_norm == 0
     assert found.num_params == 300
 

@@ -11,6 +11,7 @@ import problems
 import pytest
 
 from lacuna import meshes, search
+from lacuna.errors import RunMismatch
 from lacuna.search import Sweep, gaussian, rescore, run_sweep, table_sha256
 from lacuna.types import Objective
 
@@ -159,23 +160,47 @@ def test_every_nan_has_the_same_sha256():
     assert table_sha256(-table) == table_sha256(np.float32([[[-1, np.nan]]]))
 
 
-def test_a_second_sweep_of_a_kind_is_not_compiled(problem, sweep):
-    loss, params, batch = problem
+def num_compiled(work):
+    """How many programs were compiled for it."""
     compiled = []
 
     def listen(name, duration, **details):
         compiled.extend([name] * name.endswith("backend_compile_duration"))
 
-    def search_from(scale, seed, sigmas):
-        moved = jax.tree.map(lambda leaf: leaf * scale, params)
-        return run_sweep(loss, moved, batch, dataclasses.replace(sweep, seed=seed, sigmas=sigmas))
-
-    search_from(1.0, 1, (1e-3, 1e-2, 1e-1))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        search_from(1.5, 2, (2e-3, 2e-2, 2e-1))
-        assert not compiled
-        search_from(1.5, 2, (2e-3, 2e-2))  # another number of sigmas is another program
-        assert compiled
+        work()
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+    return len(compiled)
+
+
+def test_sweeps_of_a_kind_that_share_their_programs_are_compiled_once(problem, sweep):
+    loss, params, batch = problem
+    programs = {}
+
+    def search_from(scale, seed, sigmas, **options):
+        moved = jax.tree.map(lambda leaf: leaf * scale, params)
+        run_sweep(loss, moved, batch, dataclasses.replace(sweep, seed=seed, sigmas=sigmas), **options)
+
+    search_from(1.0, 1, (1e-3, 1e-2, 1e-1), programs=programs)
+    assert num_compiled(lambda: search_from(1.5, 2, (2e-3, 2e-2, 2e-1), programs=programs)) == 0
+    assert num_compiled(lambda: search_from(1.5, 2, (2e-3, 2e-2), programs=programs)) > 0  # of another shape
+    assert num_compiled(lambda: search_from(1.0, 1, (1e-3, 1e-2, 1e-1))) > 0
+
+
+def test_a_run_on_disk_notices_an_edited_loss_whatever_is_kept(problem, sweep, tmp_path):
+    _, params, batch = problem
+    factor = [1.0]
+
+    def loss(params, batch):
+        return factor[0] * problem[0](params, batch)
+
+    programs = {}
+    short = dataclasses.replace(sweep, num_candidates=8)
+    run_sweep(loss, params, batch, short, programs=programs)
+    run_sweep(loss, params, batch, short, out=tmp_path / "run", programs=programs)
+    factor[0] = 2.0
+    longer = dataclasses.replace(sweep, num_candidates=16)
+    with pytest.raises(RunMismatch, match="scored by another program"):
+        run_sweep(loss, params, batch, longer, out=tmp_path / "run", resume=True, programs=programs)
