@@ -15,6 +15,7 @@ class SigmaRow:
     """What was predicted and found at one sigma, over all N draws. Gains are in the unit of the loss.
 
     Attributes:
+      is_linear: in the linear regime and above rounding: there the theory is judged.
       verdict: by rule: `in band` or `OUTSIDE` in the linear regime; beyond it, where the measured gain fell
         all the same; and `compared` where the theorem is not about this noise.
     """
@@ -28,6 +29,7 @@ class SigmaRow:
     high: float
     asymptotic: float
     measured: float
+    is_linear: bool
     verdict: str
 
 
@@ -43,6 +45,7 @@ def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
             return value(records, quantity, sigma=sigma, sign=sign, n=n)
 
         share = value(records, "f1_share", sigma=sigma)
+        resolved = value(records, "f1_resolved", sigma=sigma) != 0  # early runs did not say
         low, high, measured = gain("predicted_low"), gain("predicted_high"), gain("measured_gain")
         rows.append(
             SigmaRow(
@@ -55,17 +58,22 @@ def sigma_rows(records: Sequence[Record]) -> list[SigmaRow]:
                 high=high,
                 asymptotic=gain("asymptotic_gain"),
                 measured=measured,
-                verdict=_verdict(share, low, high, measured, predicted=value(records, "is_predicted") != 0),
+                is_linear=resolved and share > LINEAR_SHARE,
+                verdict=_verdict(
+                    share, low, high, measured, predicted=value(records, "is_predicted") != 0, resolved=resolved
+                ),
             )
         )
     return rows
 
 
-def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool) -> str:
+def _verdict(share: float, low: float, high: float, measured: float, *, predicted: bool, resolved: bool) -> str:
     if math.isnan(measured):
         return "no finite loss"
     if math.isnan(low + high):
         return "no prediction"
+    if not resolved:
+        return "lost in rounding"
     side = "in band" if low <= measured <= high else "above" if measured > high else "below"
     if not predicted:
         return f"compared: {side}"
@@ -108,7 +116,7 @@ def _predicted(records: Sequence[Record]) -> str:
     rows = [row for row in rows if not math.isnan(row.predicted)]
     if not rows:
         return "Nothing: slope or curvature at the base point is not a finite number."
-    linear = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    linear = [row for row in rows if row.is_linear]
     best = max(linear or rows, key=lambda row: row.predicted)
     gain = (
         f"The best of {value(records, 'num_candidates'):,.0f} draws gains {best.predicted:.4g} at σ = {best.sigma:g}, "
@@ -116,7 +124,7 @@ def _predicted(records: Sequence[Record]) -> str:
     )
     if linear or all(math.isnan(row.f1_share) for row in rows):
         return gain
-    return f"{gain} No searched sigma is linear, so the theory is not tested; smaller ones would do that."
+    return f"{gain} At no searched sigma is the loss linear and the step above rounding, so the theory is not tested."
 
 
 def _found(records: Sequence[Record]) -> str:
@@ -129,15 +137,16 @@ def _found(records: Sequence[Record]) -> str:
         f"to {best[0].value:.6g}, a gain of {base - best[0].value:.4g}."
     )
     rows = [row for row in sigma_rows(records) if not math.isnan(row.measured)]
-    rows = [row for row in rows if row.verdict != "no prediction"]
-    judged = [row for row in rows if row.f1_share > LINEAR_SHARE]
+    rows = [row for row in rows if row.verdict not in ("no prediction", "lost in rounding")]
+    judged = [row for row in rows if row.is_linear]
     known = any(not math.isnan(row.f1_share) for row in rows)
     if value(records, "is_predicted") == 0 or not rows or (known and not judged):
         return winner
     told = judged if known else rows
     inside = sum(row.verdict == "in band" for row in told)
     which = f"sigmas with an F1 share above {LINEAR_SHARE}" if known else "searched sigmas"
-    return f"{winner} At {inside} of the {len(told)} {which} the measured gain lies in the band."
+    same = " (of the same draws)" if len(told) > 1 else ""
+    return f"{winner} At {inside} of the {len(told)} {which}{same} the measured gain lies in the band."
 
 
 def _linear_up_to(records: Sequence[Record]) -> str:
@@ -179,7 +188,7 @@ def _left(records: Sequence[Record], record: Record) -> str:
     group = record.where["group"]
     share, low, high = (value(records, f"shrinkage{end}", group=group) for end in ("", "_low", "_high"))
     if math.isnan(share):
-        return f"{record.value:.4g} of {value(records, 'search_gain', group=group):.4g}"
+        return f"{record.value:.4g} where the search batch gave {value(records, 'search_gain', group=group):.4g}"
     return percent(share) + ("" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]")
 
 

@@ -88,8 +88,7 @@ def _markdown(
         f"# Best of {n:,} draws: {config['title']}",
         "\n".join(f"- **{question}.** {answer}" for question, answer in answers(records).items()),
         _sigma_table(records, UNITS[config.get("unit", "sigma")]),
-        f"Gains are base loss minus best loss{both}. Predicted: σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]"
-        f"{_of_what(config)}. The rule: "
+        f"Gains are base loss minus best loss{both}. Predicted: {_formula(records, config)}. The rule: "
         f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
@@ -107,12 +106,17 @@ UNITS = {"sigma": "σ", "rms_radius": "σ, rms radius", "exact_radius": "σ, rad
 """Head of the column of sigmas, by what they measure."""
 
 
-def _of_what(config: dict[str, Any]) -> str:
-    """What the letters of the prediction mean, where the noise is not the plain Gaussian one."""
-    family, unit = config.get("family", "gaussian"), config.get("unit", "sigma")
-    if family == "gaussian" and unit == "sigma":
-        return ""
-    return ", where |a|, H and u are those along the noise, for a step of σ = 1"
+def _formula(records: Sequence[Record], config: dict[str, Any]) -> str:
+    """How the gain is predicted, and what the letters mean where the noise is not the plain Gaussian one."""
+    dimension = value(records, "sphere_dimension")
+    if not math.isnan(dimension):
+        return (
+            "σ|a| m₁ − σ²/2 [m₂ uᵀHu + (1 − m₂)/(k − 1) (tr H − uᵀHu)], with a and H in the space of the noise, and "
+            f"m₁, m₂ the moments of the largest coordinate on a sphere in k = {dimension:,.0f} dimensions"
+        )
+    plain = (config.get("family", "gaussian"), config.get("unit", "sigma")) == ("gaussian", "sigma")
+    along = "" if plain else ", where |a|, H and u are those along the noise, for a step of σ = 1"
+    return f"σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]{along}"
 
 
 def _sigma_table(records: Sequence[Record], unit: str) -> str:

@@ -55,6 +55,8 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     yield _record("gradient_norm", landscape.gradient_norm, "loss")
     yield _record("slope", landscape.slope, "loss")
     yield _record("is_predicted", landscape.is_predicted, sigma_unit=sweep.unit)
+    if landscape.dimension is not None:
+        yield _record("sphere_dimension", landscape.dimension)
     yield _record("params_norm", landscape.params_norm)
     yield _record("curvature_along", landscape.curvature_along, "loss")
     yield _record("curvature_trace", landscape.curvature_trace, "loss")
@@ -78,6 +80,7 @@ def _regime(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
         yield _record("f1_rms", regime.f1_rms[j], "loss", sigma=sigma)
         yield _record("f2_rms", regime.f2_rms[j], "loss", sigma=sigma)
         yield _record("f1_share", regime.share[j], sigma=sigma)
+        yield _record("f1_resolved", regime.resolved[j], sigma=sigma)
         yield _record("f1_slope", regime.f1_slope[j], sigma=sigma)
         yield _record("f2_slope", regime.f2_slope[j], sigma=sigma)
         floor = theory.rounding_floor(result.base_score, sigma, landscape.slope)
@@ -143,7 +146,8 @@ def _next(sweep: Sweep, found: list[Record]) -> Record:
     """Which sigma to search next, from the measured gains of the whole sweep."""
     whole = {"sign": "both" if sweep.antithetic else "+", "n": sweep.num_candidates}
     gains = [value(found, "measured_gain", sigma=sigma, **whole) for sigma in sweep.sigmas]
-    chosen = next_sigma(sweep.sigmas, np.asarray(gains), predicted_best=value(found, "predicted_best_sigma"))
+    predicted = value(found, "predicted_best_sigma") if value(found, "is_predicted") else np.inf
+    chosen = next_sigma(sweep.sigmas, np.asarray(gains), predicted_best=predicted)
     return _record("next_sigma", chosen.sigma, because=chosen.because)
 
 

@@ -138,7 +138,7 @@ class Family(ABC):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[],
-    meta_fields=["name", "digest", "noise", "layered", "normal", "by_limit"],
+    meta_fields=["name", "digest", "noise", "layered", "normal", "by_limit", "spherical"],
 )
 @dataclass(frozen=True)
 class LeafFamily(Family):
@@ -151,6 +151,7 @@ class LeafFamily(Family):
       layered: `layered(leaf_name)` says which leaves carry a leading layer axis.
       normal: whether the theorem is to predict its gain.
       by_limit: it is normal by the central limit theorem alone, where many coordinates take part.
+      spherical: a draw over its length is uniform on the unit sphere, as only a normal law's is.
     """
 
     name: str
@@ -159,13 +160,10 @@ class LeafFamily(Family):
     layered: Callable[[str], bool] = never_stacked
     normal: bool = False
     by_limit: bool = False
+    spherical: bool = False
 
     block = 1
     isotropic = True
-
-    @property
-    def spherical(self) -> bool:
-        return self.normal and not self.by_limit
 
     def stacked(self, leaf_name: str) -> bool:
         return self.layered(leaf_name)
@@ -197,7 +195,7 @@ def gaussian(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
 
     Source: arXiv 2606.10929, Theorem 1.
     """
-    return LeafFamily("gaussian", "", _normal, stacked, normal=True)
+    return LeafFamily("gaussian", "", _normal, stacked, normal=True, spherical=True)
 
 
 def _signs(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:

@@ -20,6 +20,10 @@ SHRINKAGE_LEVEL = 0.95
 """Of the interval of what is left of a gain."""
 
 
+LEAST_GAIN = 0.01
+"""Of the winner's: a smaller gain is nothing of which a share could be left."""
+
+
 def held_out_records(
     result: SweepResult, loss: Loss | Objective, params: Params, batch: Batch, held_out: Batch | Sequence[Batch]
 ) -> list[Record]:
@@ -32,7 +36,8 @@ def held_out_records(
     Shrinkage is the held-out gain divided by the gain on the search batch: 1 where nothing was owed to the
     batch that was searched on. The search gain is a known number, given the table; the held-out gain is a mean over
     batches, so the interval is Student's t over them. It says how well the held-out gain is known, not how another
-    search batch would have chosen. Where the search gain is within rounding of zero there is no shrinkage.
+    search batch would have chosen. Candidates that gained nothing on the search batch, less than a hundredth of
+    the winner's gain or no more than rounding, have no share of it to keep: theirs is NaN.
 
     Args:
       result: the finished sweep.
@@ -54,15 +59,15 @@ def held_out_records(
     scores = np.stack([rescore(loss, params, rows, result.sweep, everyone) for rows in (batch, *batches)])
     gains = base[:, None] - scores.astype(np.float64)
     finite = np.isfinite(gains).all(axis=0)
-    rounding = float(np.spacing(np.float32(abs(base[0]))))
+    least = max(float(np.spacing(np.float32(abs(base[0])))), LEAST_GAIN * (base[0] - result.best.score))
     found = []
     for group, members in groups.items():
         counted = gains[:, (group_of == group) & finite]
         where = {"group": group, "size": len(members), "num_finite": counted.shape[1], "num_batches": len(batches)}
         of_batch = counted.mean(axis=1) if counted.size else np.full(len(gains), np.nan)
         search_gain, held_out_gain = of_batch[0], of_batch[1:].mean()
-        divisor = search_gain if abs(search_gain) > rounding else np.nan
-        low, high = sorted(end / divisor for end in _interval(of_batch[1:]))  # a divisor may be negative
+        divisor = search_gain if search_gain > least else np.nan
+        low, high = (end / divisor for end in _interval(of_batch[1:]))
         found += [
             Record(EXPERIMENT, "search_gain", float(search_gain), "loss", where),
             Record(EXPERIMENT, "held_out_gain", float(held_out_gain), "loss", where),
@@ -75,14 +80,20 @@ def held_out_records(
 
 def _batches(held_out: Batch | Sequence[Batch], *, like: Batch) -> list[Batch]:
     """The held-out batches as a list."""
-    structure = jax.tree.structure(like)  # of which no sequence of such trees is: one batch is told from several
-    if jax.tree.structure(held_out) == structure:
+
+    def kind(tree: Batch) -> tuple[str, ...]:
+        """Structure and shapes, less the number of rows: no sequence of batches is of the kind of one."""
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+        named = [("rows", *shape[1:]) if shape else () for shape in shapes]
+        return str(jax.tree.structure(tree)), *(f"[{', '.join(map(str, shape))}]" for shape in named)
+
+    if kind(held_out) == kind(like):
         return [held_out]
-    if isinstance(held_out, Sequence) and held_out and all(jax.tree.structure(b) == structure for b in held_out):
+    if isinstance(held_out, Sequence) and held_out and all(kind(batch) == kind(like) for batch in held_out):
         return list(held_out)
     raise InvalidInput(
-        f"held_out must be a batch of the structure that was searched on, {structure}, or a sequence of them",
-        got=jax.tree.structure(held_out),
+        f"held_out must be a batch as the one that was searched on, {' '.join(kind(like))}, or a sequence of them",
+        got=" ".join(kind(held_out)),
     )
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from lacuna.errors import InvalidInput
+
 
 class Candidate(NamedTuple):
     """One scored point of a sweep.
@@ -88,9 +90,14 @@ def expected_best(
 
     Returns:
       float64, one mean for each size; NaN where N' exceeds N, and everywhere if no gain is finite.
+
+    Raises:
+      InvalidInput: there is no draw at all.
     """
     n = len(gains)
-    sizes = np.arange(1, n + 1) if sizes is None else sizes
+    if not n:
+        raise InvalidInput("expected_best needs the gain of one draw or more", got="none")
+    sizes = np.arange(1, n + 1) if sizes is None else np.asarray(sizes)
     columns = gains.reshape(n, -1)
     finite = np.isfinite(columns)
     # Lost draws go last and weigh nothing; `present` tells where each column has a value.

@@ -152,7 +152,7 @@ def best_of_n_band(
 
     Source: arXiv 2606.10929, Theorem 1; classical order statistics. The band is ours.
     """
-    if not 0 < level < 1:
+    if not (isinstance(level, float) and level > 0 and (1 + level) / 2 < 1):
         raise InvalidInput("best_of_n_band needs a level between 0 and 1", got=level, hint="level=0.99")
     ends = (_winner_at(n, q, dimension, both_signs) for q in ((1 - level) / 2, (1 + level) / 2))
     deviations = gaussian.normal_quantile((1 + level) / 2)
@@ -213,7 +213,7 @@ def _gain(
 ) -> Float[Array, "..."]:
     """`sigma |a| M - sigma^2/2 [p tr H + (M^2 - p) u^T H u]`."""
     bracket = winner.across * curvature_trace + winner.excess * gradient_curvature
-    return sigma * gradient_norm * winner.along - sigma**2 / 2 * bracket
+    return sigma * (gradient_norm * winner.along - sigma / 2 * bracket)  # no square of sigma to leave float32
 
 
 @jax.jit
@@ -254,9 +254,9 @@ def _best_sigma(
     gradient_curvature: Float[Array, "..."],
 ) -> Float[Array, "..."]:
     bracket = winner.across * curvature_trace + winner.excess * gradient_curvature
-    # The `where` in the denominator keeps gradients through the branch not taken finite.
-    peak = winner.along * gradient_norm / jnp.where(bracket > 0, bracket, 1)
-    return jnp.where(bracket > 0, peak, jnp.inf)
+    # The `where` in the denominator keeps gradients through the branch not taken finite; a NaN stays one.
+    peak = winner.along * gradient_norm / jnp.where(bracket <= 0, 1, bracket)
+    return jnp.where(bracket <= 0, jnp.inf, peak)
 
 
 def _expected_winner(n: Count, dimension: int | None, both_signs: bool) -> _Winner:

@@ -93,7 +93,7 @@ def linear_regime(
       base: the loss at `params`, on the same batch.
 
     Returns:
-      A `Regime`, float32. `base` not finite, or no finite pair, gives NaN rather than a number.
+      A `Regime`, float32. NaN where a `base` that is not finite enters, and everywhere without a finite pair.
 
     Raises:
       InvalidInput: sigmas not positive or not ascending, or shapes that do not fit one another.
@@ -151,7 +151,7 @@ def predicted_sigma_star(
 
     Source: ours, from `predicted_share`.
     """
-    if not 0 < share < 1:
+    if not (isinstance(share, float) and 0 < share < 1):
         raise InvalidInput("predicted_sigma_star needs a share between 0 and 1", got=share, hint=f"share={SHARE}")
     arrays = (jnp.asarray(x, jnp.float32) for x in (gradient_norm, curvature_trace, curvature_spread))
     return _sigma_half(*arrays) * (1 / share - 1) ** 0.5
@@ -164,9 +164,11 @@ def _predicted_share(
     curvature_trace: Float[Array, "..."],
     curvature_spread: Float[Array, "..."],
 ) -> Float[Array, "..."]:
-    # In this order: squares of a small slope or of a large trace leave float32.
-    paid_over_climbed = sigma / 2 * jnp.hypot(curvature_trace, curvature_spread) / gradient_norm
-    return 1 / (1 + paid_over_climbed**2)
+    paid = sigma / 2 * jnp.hypot(curvature_trace, curvature_spread)
+    # In units of the larger: squares of a small slope or of a large trace leave float32.
+    larger = lax.stop_gradient(jnp.maximum(jnp.abs(gradient_norm), paid))
+    climbed, paid = gradient_norm / larger, paid / larger
+    return climbed**2 / (climbed**2 + paid**2)
 
 
 @jax.jit

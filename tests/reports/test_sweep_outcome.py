@@ -35,7 +35,10 @@ def test_records_without_a_next_sigma_leave_that_question_out():
         ),
         ({"predicted": (1.1, 1.4), "shares": (0.99, 0.95)}, "gains 1.4 at σ = 0.01,"),
         ({"predicted": (1.1, 1.4), "sign": "+"}, "gains 1.4 at σ = 0.01, with a 99 % band from 0.5 to 2."),
-        ({"shares": (0.5, 0.1)}, "No searched sigma is linear, so the theory is not tested"),
+        (
+            {"shares": (0.5, 0.1)},
+            "the loss linear and the step above rounding, so the theory is not tested",
+        ),
     ],
 )
 def test_the_prediction_is_that_of_the_best_linear_sigma(kind, said):
@@ -48,10 +51,10 @@ def test_the_prediction_is_that_of_the_best_linear_sigma(kind, said):
     [
         (
             {"shares": (0.99, 0.95)},
-            "At 1 of the 2 sigmas with an F1 share above 0.9",
+            "At 1 of the 2 sigmas with an F1 share above 0.9 (of the same draws)",
         ),
         ({"shares": (0.99, 0.5)}, "At 1 of the 1 sigmas with an F1 share above 0.9"),
-        ({"sign": "+"}, "At 1 of the 2 searched sigmas"),
+        ({"sign": "+"}, "At 1 of the 2 searched sigmas (of the same draws)"),
         ({"sign": "+", "measured": (1.0, NAN)}, "At 1 of the 1 searched sigmas"),
         ({"shares": (0.5, 0.1)}, "a gain of 1."),
         (sweeps.NOTHING_FINITE, "No candidate had a finite loss."),
@@ -60,6 +63,14 @@ def test_the_prediction_is_that_of_the_best_linear_sigma(kind, said):
 def test_what_was_found_is_the_winner_and_the_sigmas_in_their_band(kind, said):
     assert answer("Found", **kind).removesuffix(" the measured gain lies in the band.").endswith(said)
     assert "takes the loss from 3 to 2, a gain of 1." in answer("Found", **kind) or kind is sweeps.NOTHING_FINITE
+
+
+def test_a_step_that_is_lost_in_rounding_is_not_judged():
+    lost = Record("sweep", "f1_resolved", 0.0, "1", {"sigma": 1e-3})
+    found = [*sweeps.sweep_records(measured=(9.0, 1.0), shares=(0.99, 0.95)), lost]
+    assert [row.verdict for row in sweep_outcome.sigma_rows(found)] == ["lost in rounding", "in band"]
+    assert "At 1 of the 1 sigmas" in sweep_outcome.answers(found)["Found"]
+    assert "at σ = 0.01" in sweep_outcome.answers(found)["Predicted"]
 
 
 def test_without_a_finite_prediction_nothing_is_judged():
@@ -102,7 +113,7 @@ WINNER, TOP, RANDOM = (2.0, 1.0, (0.5, 0.4, 0.6)), (1.5, 1.2, (0.8, 0.7, 0.9)), 
             "(top 4), 90 % [80, 100] (4 random draws at the winner's σ). Nobody selected random draws.",
         ),
         ({"left": [(2.0, 1.0, (0.5, NAN, NAN))]}, "Left of the gain on held-out data: 50 % (winner)."),
-        ({"left": [(2.0, 1.0, None)]}, "Left of the gain on held-out data: 1 of 2 (winner)."),
+        ({"left": [(2.0, 1.0, None)]}, "Left of the gain on held-out data: 1 where the search batch gave 2 (winner)."),
         ({"left": [(-2.0, -1.0, (0.5, 0.4, 0.6))]}, "There is no gain to survive."),
         ({"left": [(NAN, NAN, None)]}, "Not known: no candidate had a finite loss on all held-out data."),
         ({"left": [(NAN, NAN, None), TOP]}, "Left of the gain on held-out data, with 95 % intervals: 80 % [70, 90]"),

@@ -8,7 +8,7 @@ import pytest
 
 from lacuna import geometry, keys
 from lacuna.errors import InvalidInput
-from lacuna.search import Sweep, gaussian, in_basis, landscape, low_rank, rademacher, scaled
+from lacuna.search import LeafFamily, Sweep, gaussian, in_basis, landscape, low_rank, rademacher, scaled
 from lacuna.types import Objective
 
 SWEEP = Sweep(gaussian(), (0.1,), 8)
@@ -135,3 +135,14 @@ def test_random_signs_are_predicted_where_many_coordinates_take_part():
     even, odd = jnp.ones(4000), jnp.zeros(4000).at[0].set(1.0)
     assert landscape(problems.linear_loss, params, {"w": even}, sweep, num_probes=2).is_predicted
     assert not landscape(problems.linear_loss, params, {"w": odd}, sweep, num_probes=2).is_predicted
+
+
+def test_a_law_of_ones_own_is_on_a_sphere_only_if_it_says_so():
+    def uniform(key, leaf_name, layer, like):
+        return jax.random.uniform(keys.leaf(key, leaf_name, layer), like.shape, minval=-(3**0.5), maxval=3**0.5)
+
+    loss, params, batch = CURVED.problem
+    own = LeafFamily("uniform", "", uniform, normal=True)
+    found = landscape(loss, params, batch, Sweep(own, (0.1,), 8, unit="exact_radius"), num_probes=2)
+    assert found.dimension is None
+    assert not found.is_predicted

@@ -181,3 +181,10 @@ def test_predictions_refuse_a_search_without_draws():
     for predict in (theory.best_of_n_gain, theory.best_of_n_band, theory.best_sigma):
         with pytest.raises(InvalidInput, match="positive integer"):
             predict(0, 0.1, 1.0, 1.0)
+
+
+def test_numbers_at_the_edge_of_float32_stay_numbers_and_nan_stays_nan():
+    assert float(theory.best_of_n_gain(10, 1e20, 1.0)) == pytest.approx(1e20 * theory.expected_max(10), rel=1e-6)
+    assert np.isnan(theory.best_sigma(10, 1.0, np.nan, 1.0))
+    with pytest.raises(InvalidInput, match="a level between 0 and 1"):
+        theory.best_of_n_band(10, 1.0, 1.0, level=1 - 2.0**-53)

@@ -164,3 +164,8 @@ def test_a_probability_outside_the_unit_interval_is_refused(q):
         theory.max_quantile(5, q)
     with pytest.raises(InvalidInput, match="normal_quantile needs probabilities"):
         gaussian.normal_quantile(q)
+
+
+def test_counts_of_a_narrow_type_lose_no_digits():
+    assert theory.asymptotic_max(np.uint8(100)) == theory.asymptotic_max(100)
+    assert theory.asymptotic_max(np.int16(100)).dtype == np.float64

@@ -247,3 +247,8 @@ def test_predictions_of_the_regime_survive_scales_whose_squares_leave_float32():
 def test_a_share_that_is_no_share_is_refused(share):
     with pytest.raises(InvalidInput, match="a share between 0 and 1"):
         theory.predicted_sigma_star(1.0, 1.0, share=share)
+
+
+def test_the_predicted_share_is_flat_where_the_slope_vanishes():
+    share, slope = jax.value_and_grad(theory.predicted_share, argnums=1)(0.1, 0.0, 3.0, 4.0)
+    assert share == slope == 0
