@@ -18,7 +18,7 @@ INTERRUPTED = 130
 USAGE = """\
 python -m experiments EXPERIMENT:PRESET [--out RUN] [--cache FOLDER] [options of the experiment]
 python -m experiments EXPERIMENT:PRESET EXPERIMENT:PRESET ... [--cache FOLDER]
-python -m experiments all:PRESET [--cache FOLDER]
+python -m experiments all:PRESET [--cache FOLDER]    every one; each has a folder of its own and goes on by itself
 python -m experiments report RUN [--to FOLDER]
 
 Experiments: {experiments}.
@@ -87,6 +87,8 @@ def _run(arguments: list[str], told: Any) -> None:
         return
     named = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     rest = arguments[len(named) :]
+    if not named:
+        raise InvalidInput("an experiment must be named first", got=f"`{rest[0]}`", hint=f"{known[0]}:smoke {rest[0]}")
     wanted = [one for argument in named for one in _expanded(argument, known, PRESET_NAMES)]
     if len(wanted) == 1:
         _one(*wanted[0], rest, told)

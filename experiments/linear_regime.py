@@ -4,8 +4,9 @@ Paper: arXiv 2606.10929. From both signs of each draw, F1 is the odd part of the
 climbs, and F2 the even part, which it pays. Where the loss is linear F1 grows like sigma and F2 like its square; the
 regime ends where F2 takes a tenth of their squares, or F1 bends. Where that is can be said before any step is taken:
 by the gradient and the trace of the Hessian. Beside both stands the floor that the rounding of losses sets.
-Expect, at the forgotten point: slopes 1.00 and 1.9 to 2.0, sigma* near 1e-3, the predicted one within a few percent.
-`python -m experiments linear-regime:small`. `smoke` shrinks the training, the tasks, the draws and the seeds.
+Expect, at the forgotten point: slopes 1.00 and 1.9 to 2.0 over two decades and one, sigma* at 1e-3 to 2e-3.
+About four minutes on two cores of an AMD EPYC, less the training. `python -m experiments linear-regime:small`.
+`smoke` shrinks the training, the tasks, the draws and the seeds.
 """
 
 import math
@@ -22,6 +23,7 @@ from experiments.recoveries import StartSpec, Told, starting_point
 from experiments.searches import PROGRAMS, STATES, Known, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import search, theory
+from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim, Spread, seeds_of, spread, verdict
 from lacuna.reports.records import Place, Record
 from lacuna.tasks import digits
@@ -38,7 +40,8 @@ ABOUT = (
     "at which the share of F1 falls to 0.9 as the gradient and the Hessian's trace at the base point say it, before "
     "any step. The *floor* is what is left of F2 at a step too small to matter: the rounding of the loss. The rule, "
     "for the task of interest and in every seed: slopes within 0.1 of 1 and of 2, each over a decade of sigmas above "
-    "the floor, and a σ\\*; as the control, the foretold end within a factor of 2 of the measured one."
+    "the floor, and a σ\\*; as the control, the foretold end within a factor of 1.5 of the measured one. (A trial "
+    "with 16 Hessian products for the trace missed that at one forgotten point, by a factor of 1.6.)"
 )
 
 DECADE = 0.999
@@ -47,8 +50,8 @@ DECADE = 0.999
 ABOVE_FLOOR = 10
 """A slope counts from where its part of the loss is this many times the floor."""
 
-WITHIN = 2.0
-"""The factor within which the end of the regime is to be foretold: about one step of the grid."""
+WITHIN = 1.5
+"""The factor within which the end of the regime is to be foretold."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Config:
       num_rows: rows of the scored batch.
       num_probes: Hessian products for the trace.
       start: the points.
+
+    Raises:
+      InvalidInput: the task of interest is none of the tasks.
     """
 
     num_seeds: int = 5
@@ -71,9 +77,13 @@ class Config:
     sigmas: tuple[float, ...] = tuple(float(f"{x:.3g}") for x in np.geomspace(1e-5, 1e-1, 13))
     floor_sigma: float = 1e-7
     num_draws: int = 32
-    num_rows: int = 16
-    num_probes: int = 32
+    num_rows: int = 8
+    num_probes: int = 64
     start: StartSpec = field(default_factory=StartSpec)
+
+    def __post_init__(self) -> None:
+        if self.start.task not in self.tasks:
+            raise InvalidInput("tasks must hold the one of interest", got=self.tasks, hint=f"`{self.start.task}`, too")
 
 
 PRESETS = {
@@ -107,15 +117,15 @@ def _split(config: Config, result: search.SweepResult, known: Known) -> list[Rec
     at_floor = theory.linear_regime(np.float32([config.floor_sigma]), plus[:, :1], minus[:, :1], base)
     regime = theory.linear_regime(np.float32(config.sigmas), plus[:, 1:], minus[:, 1:], base)
     floor = float(at_floor.f2_rms[0])
-    curvature_trace, _ = known.curvature
     decades = {
         "f1_decades": _decades(config.sigmas, regime.f1_slope, 1, np.asarray(regime.f1_rms) > ABOVE_FLOOR * floor),
         "f2_decades": _decades(config.sigmas, regime.f2_slope, 2, np.asarray(regime.f2_rms) > ABOVE_FLOOR * floor),
     }
     numbers = {
         "base_score": base,
-        "gradient_norm": known.slope,
-        "curvature_trace": curvature_trace,
+        "ulp": float(np.spacing(np.float32(abs(base)))),
+        "gradient_norm": known.gradient_norm,
+        "curvature_trace": known.curvature_trace,
         "curvature_spread": known.curvature_spread,
         "floor": floor,
         "sigma_star": regime.sigma_star,
@@ -124,7 +134,9 @@ def _split(config: Config, result: search.SweepResult, known: Known) -> list[Rec
         **decades,
     }
     found = [Record(NAME, quantity, float(number), "1") for quantity, number in numbers.items()]
-    foretold = theory.predicted_share(np.float32(config.sigmas), known.slope, curvature_trace, known.curvature_spread)
+    foretold = theory.predicted_share(
+        np.float32(config.sigmas), known.gradient_norm, known.curvature_trace, known.curvature_spread
+    )
     for j, sigma in enumerate(config.sigmas):
         along = {
             "f1_rms": regime.f1_rms[j],
@@ -179,7 +191,7 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     for state in STATES:
         where = {"state": state, "task": config.start.task}
         holds, misses = _holds(records, **where), _misses(records, **where)
-        foretold = max(max(miss, 1 / miss) for miss in misses)
+        foretold = all(1 / WITHIN <= miss <= WITHIN for miss in misses)  # false for a NaN
         others = _holds(records, state=state)
         rows.append(
             Claim(
@@ -187,10 +199,10 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
                 f"the split locates the linear regime of `{config.start.task}`, {state}",
                 "it does (no figure known to us)",
                 f"σ* {spread(records, 'sigma_star', **where)}; slope 1 over {spread(records, 'f1_decades', **where)} "
-                f"decades, slope 2 over {spread(records, 'f2_decades', **where)}",
-                f"foretold end over measured end {Spread(tuple(misses))}; the rule's slopes in "
-                f"{sum(others)} of {len(others)} searches of all tasks",
-                verdict(all(holds), foretold <= WITHIN, len(seeds_of(records))),
+                f"decades, slope 2 over {spread(records, 'f2_decades', **where)}; of all tasks, solved ones included, "
+                f"{sum(others)} of {len(others)} searches meet the rule",
+                f"foretold end over measured end {Spread(tuple(misses))}",
+                verdict(bool(holds) and all(holds), foretold, len(seeds_of(records))),
             )
         )
     return rows
@@ -235,13 +247,14 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         drawing.curve(panel, records, "f1_rms", "sigma", color=drawing.MEASURED, label="F1, odd part", **look)
         drawing.curve(panel, records, "f2_rms", "sigma", color=drawing.LIMIT, label="F2, even part", **look)
         floor = spread(records, "floor", **where).mean
-        panel.axhline(floor, color=drawing.CONTROL, ls=":", label="floor: rounding of the loss")
+        panel.axhline(floor, color=drawing.CONTROL, ls=":", label="floor: F2 of no step")
+        panel.axhline(spread(records, "ulp", **where).mean, color=drawing.CONTROL, ls="--", lw=0.8, label="ulp of loss")
         found = [x for x in spread(records, "sigma_star", **where).values if math.isfinite(x)]
         if found:
             panel.axvspan(sigmas[0], float(np.median(found)), color=drawing.CONTROL, alpha=0.15, lw=0, label="linear")
         panel.set_xscale("log")
         panel.set_yscale("log")
-        panel.set_ylim(floor / 5, None)
+        panel.set_ylim(max(floor, spread(records, "ulp", **where).mean) / 20, None)
         panel.set_title(f"{config.start.task}, {state}", loc="left")
         panel.set_xlabel("σ, per coordinate")
     panels[0].set_ylabel("change in loss, root mean square")
@@ -263,7 +276,8 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
     caption = (
         "Root mean square of the odd part F1 and the even part F2 of the change in loss along random steps, mean and "
         "range over seeds, beside what gradient and Hessian at the base point foretell. Random search gains from F1; "
-        "left of the end of the grey field F1 is straight and F2 small, and the theorem holds. On the right: where the "
-        f"share of F1 falls to {theory.SHARE}, foretold and measured; grey: within a factor of {WITHIN}."
+        "in the grey field (up to the median σ*) F1 is straight and F2 small, and the theorem is to hold. Below the "
+        "dotted line lies the rounding of the loss, more than its ulp: it is a mean of many. On the right: the σ "
+        f"at which the share of F1 falls to {theory.SHARE}, foretold and measured; grey: within a factor of {WITHIN}."
     )
     return {"linear_regime": (figure, caption)}

@@ -34,19 +34,22 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     rundir.check_folder(out)
     rundir.check_folder(cache)
     stamp = out / "config.json"
+    spent = 0.0
     # A run may be given more seeds; everything else tells one run from another.
     identity = {"experiment": module.NAME, "config": rundir.config_hash({**settings, "num_seeds": 0})}
     if stamp.exists():
         known = rundir.read_json(stamp)
+        spent = known.get("wall_s", 0.0)
         if any(known.get(name) != value for name, value in identity.items()):
             raise RunMismatch(f"{out} holds a run of another configuration", hint="another --out folder")
     elif out.exists() and any(out.iterdir()):
         raise RunMismatch(f"{out} is not empty and holds no experiment", hint="another --out folder")
     (out / "seeds").mkdir(parents=True, exist_ok=True)
     document = {**identity, "command": command, **{name: _plain(value) for name, value in settings.items()}}
-    rundir.write_json(stamp, document)
+    rundir.write_json(stamp, document | {"wall_s": spent})
     rundir.write_json(out / "environment.json", rundir.environment(meshes.describe(meshes.candidate_mesh())))
 
+    told(f"{module.NAME}: {out}; interrupted, it goes on with {command} --out {shlex.quote(str(out))}")
     began, num_done = time.monotonic(), 0
     for seed in range(config.num_seeds):
         kept = out / "seeds" / f"{seed}.jsonl"
@@ -60,8 +63,8 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
         found = module.run_seed(config, seed, cache, lambda sentence: told(f"  {sentence}"))
         record_files.write(kept, found)
         num_done += 1
+        rundir.write_json(stamp, document | {"wall_s": spent + time.monotonic() - began})
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
-    rundir.write_json(stamp, document | {"wall_s": time.monotonic() - began})
     record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
     return out
 

@@ -32,17 +32,19 @@ class Known(NamedTuple):
     """What is known of a loss before it is searched with Gaussian steps on all coordinates.
 
     Attributes:
-      slope: `|a|`, a the gradient on the scored batch.
-      curvature: `tr H` and `u^T H u`, u along the gradient.
-      curvature_trace_error: standard error of the trace.
+      gradient_norm: `|a|`, a the gradient on the scored batch.
+      curvature_trace: `tr H`.
+      curvature_trace_error: its standard error.
+      curvature_along: `u^T H u`, u along the gradient.
       curvature_spread: standard deviation of `z^T H z`.
       end: the sigma at which the linear regime is foretold to end.
       num_params: P.
     """
 
-    slope: float
-    curvature: tuple[float, float]
+    gradient_norm: float
+    curvature_trace: float
     curvature_trace_error: float
+    curvature_along: float
     curvature_spread: float
     end: float
     num_params: int
@@ -51,12 +53,7 @@ class Known(NamedTuple):
 def known_landscape(loss: Loss, params: Params, batch: Batch, *, num_probes: int, seed: int) -> Known:
     """Slope and curvature at the base point, and what they foretell."""
     anywhere = search.Sweep(search.gaussian(), (1.0,), 1)
-    found = search.landscape(loss, params, batch, anywhere, num_probes=num_probes, seed=seed)
-    return Known(
-        slope=found.slope,
-        curvature=(found.curvature_trace, found.curvature_along),
-        curvature_trace_error=found.curvature_trace_error,
-        curvature_spread=found.curvature_spread,
-        end=float(theory.predicted_sigma_star(found.slope, found.curvature_trace, found.curvature_spread)),
-        num_params=found.num_params,
-    )
+    found = search.landscape(loss, params, batch, anywhere, num_probes=num_probes, seed=seed)._asdict()
+    foretold = (found[name] for name in ("gradient_norm", "curvature_trace", "curvature_spread"))
+    found["end"] = float(theory.predicted_sigma_star(*foretold))
+    return Known(*(found[name] for name in Known._fields))

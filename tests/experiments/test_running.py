@@ -83,6 +83,21 @@ def test_a_killed_run_goes_on_with_the_seed_it_was_at(tmp_path):
     assert [r.value for r in records.read(tmp_path / "run" / "records.jsonl")] == [0.0, 0.1, 0.2]
 
 
+def test_a_run_that_goes_on_adds_up_its_time(tmp_path):
+    run_toy(toy(), tmp_path / "run")
+    stamp = tmp_path / "run" / "config.json"
+    document = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps(document | {"wall_s": 100.0}))
+    run_toy(toy(), tmp_path / "run", Config(num_seeds=4))
+    assert 100 < json.loads(stamp.read_text())["wall_s"] < 160
+
+
+def test_a_run_says_where_it_is_and_how_it_goes_on(tmp_path):
+    told = []
+    running.run(toy(), Config(), command="toy", out=tmp_path / "run", cache=tmp_path, told=told.append)
+    assert told[0] == f"toy: {tmp_path / 'run'}; interrupted, it goes on with toy --out {tmp_path / 'run'}"
+
+
 def test_a_run_may_be_given_more_seeds_and_nothing_else(tmp_path):
     run_toy(toy(), tmp_path / "run")
     module = toy()
@@ -110,6 +125,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         (["all:smoke", "--out", "x"], "several experiments have a run folder each"),
         (["basis-drift:smoke", "static-bases:smoke", "--out", "x"], "several experiments have a run folder each"),
         (["basis-drift:smoke", "static-base:smoke"], "Try: static-bases:smoke"),
+        (["--cache", "x"], "an experiment must be named first; got `--cache`"),
+        (["search-scaling:smoke", "--steps", "1", "0.1"], "steps must be two or more, positive and ascending"),
+        (["signal-density:smoke", "--num-best", "999"], "num_best must be between 2 and num_draws"),
+        (["linear-regime:smoke", "--tasks", "copy"], "tasks must hold the one of interest"),
         (["report", "nowhere"], "nowhere must be the folder of a run"),
     ],
 )
