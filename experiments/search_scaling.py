@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments import drawing
 from experiments.recoveries import StartSpec, Told, starting_point
+from experiments.scaling_judged import FEW, LEVEL, Shape, control, judged, shape_of
 from experiments.searches import PROGRAMS, SEARCH_STEP, STATES, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import keys, search, theory
@@ -52,15 +53,6 @@ ABOUT = (
     "maximum to its 99 % interval or 2 %, does not agree with the asymptote, and changes by less than 5 % for each "
     "tenfold P (with twice its error)."
 )
-
-LEVEL = 0.99
-"""Probability that all searches of a row lie in their bands; and of the control's intervals."""
-
-FEW = 8
-"""Draws of the control: the best of few out of many is known well, and there the asymptote is far off."""
-
-TOLERANCE, TREND = 0.02, 0.05
-"""What the control may be off by: the mean, and the change for each tenfold P."""
 
 GROUPS = ("planted", "width", *STATES)
 """Rows of the claim table."""
@@ -223,144 +215,6 @@ def _measured(
     return found
 
 
-class Shape(NamedTuple):
-    """A landscape in units in which the gradient's norm and the foretold end of the linear regime are one.
-
-    Attributes:
-      trace: `tr H`.
-      along: `u^T H u`.
-      trace_error: standard error of the trace.
-    """
-
-    trace: float
-    along: float
-    trace_error: float
-
-    def gain(self, n: int, step: float | np.ndarray) -> Float[np.ndarray, "..."]:
-        """Predicted, in units of sigma |a|."""
-        return np.asarray(theory.best_of_n_gain(n, step, 1.0, self.trace, self.along, both_signs=True)) / step
-
-    def band(self, n: int, step: float | np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """In which the measured gain lies with this probability, in units of sigma |a|."""
-        low, high = theory.best_of_n_band(
-            n, step, 1.0, self.trace, self.along, both_signs=True, level=level, curvature_trace_error=self.trace_error
-        )
-        return np.asarray(low) / step, np.asarray(high) / step
-
-
-def _shape(records: Sequence[Record], **where: Place) -> Shape:
-    """Of one search, or on average over seeds."""
-    return Shape(*(spread(records, name, **where).mean for name in Shape._fields))
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One search at one step in the linear regime.
-
-    Attributes:
-      seed: of the search.
-      measured: gain in units of sigma |a|.
-      predicted: the same.
-      shape: of the landscape.
-      step: in units of the foretold end.
-      num_draws: N.
-    """
-
-    seed: int
-    measured: float
-    predicted: float
-    shape: Shape
-    step: float
-    num_draws: int
-
-    def inside(self, level: float) -> bool:
-        """Whether the measured gain lies in the band of this probability."""
-        low, high = self.shape.band(self.num_draws, self.step, level)
-        return bool(low <= self.measured <= high)
-
-
-def judged(records: Sequence[Record], group: str) -> list[Judged]:
-    """Every search of a group, at every step where the F1 share is above 0.9."""
-    rows = []
-    for record in select(records, "share", group=group):
-        if record.value > theory.SHARE:
-            step, n = float(record.where["step"]), int(value(records, "num_draws", **record.where))
-            shape = _shape(records, **{name: record.where[name] for name in ("seed", "group", "num_params")})
-            measured = value(records, "gain", **record.where, n=n)
-            predicted = float(shape.gain(n, step))
-            rows.append(Judged(int(record.where["seed"]), measured, predicted, shape, step, n))
-    return rows
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean with its Student interval of probability `LEVEL`."""
-
-    mean: float
-    half_width: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean":
-        """Of independent measurements; the interval of one alone is infinite."""
-        from scipy.special import stdtrit
-
-        if len(values) < 2:
-            return cls(float(np.mean(values)) if values else math.nan, math.inf)
-        error = np.std(values, ddof=1) / math.sqrt(len(values))
-        return cls(float(np.mean(values)), float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * error))
-
-    def holds_one(self) -> bool:
-        """Whether it agrees with one."""
-        return abs(self.mean - 1) <= self.half_width + TOLERANCE
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half_width:.3f}" if math.isfinite(self.half_width) else f"{self.mean:.3f}"
-
-
-class Control(NamedTuple):
-    """What the best of few draws says, over the searches of a group.
-
-    Attributes:
-      exact: measured over predicted.
-      asymptotic: the same with the asymptote in the place of the exact maximum.
-      trend: change of the first for each tenfold P; zero where P does not vary.
-      trend_error: its standard error.
-    """
-
-    exact: Mean
-    asymptotic: Mean
-    trend: float
-    trend_error: float
-
-    def holds(self) -> bool:
-        """The rule."""
-        flat = abs(self.trend) + 2 * self.trend_error < TREND
-        return self.exact.holds_one() and not self.asymptotic.holds_one() and flat
-
-
-def control(records: Sequence[Record], group: str) -> Control:
-    """Of a group, at the smallest step."""
-    exact, asymptote = theory.expected_max_abs(FEW), theory.asymptotic_max(FEW, both_signs=True)
-    logs, ratios, others = [], [], []
-    for record in select(records, "gain_of_few", group=group):
-        shape = _shape(records, **{name: record.where[name] for name in ("seed", "group", "num_params")})
-        predicted = float(shape.gain(FEW, float(record.where["step"])))
-        logs.append(math.log10(record.where["num_params"]))
-        ratios.append(record.value / predicted)
-        others.append(record.value / (predicted - exact + asymptote))
-    return Control(Mean.of(ratios), Mean.of(others), *_trend(np.asarray(logs), np.asarray(ratios)))
-
-
-def _trend(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> tuple[float, float]:
-    """Slope of a straight line and its standard error; zeros where x does not vary."""
-    if len(x) < 3 or np.ptp(x) < 1e-9:
-        return 0.0, 0.0
-    size = np.sum((x - x.mean()) ** 2)
-    slope = np.sum((x - x.mean()) * y) / size
-    rest = y - y.mean() - slope * (x - x.mean())
-    return float(slope), float(np.sqrt(np.sum(rest**2) / (len(x) - 2) / size))
-
-
 WORDS = {
     "planted": "on planted quadratics",
     "width": "on untrained transformers of growing width",
@@ -407,7 +261,7 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
     for group in GROUPS:
         for size in sorted({int(record.where["num_params"]) for record in select(records, "end", group=group)}):
             place: dict[str, Place] = {"group": group, "num_params": size}
-            shape = _shape(records, **place)
+            shape = shape_of(records, **place)
             for step in config.steps:
                 n = int(value(records, "num_draws", **place, step=step))
                 numbers = f"{float(shape.gain(n, step)):.3g}", str(spread(records, "gain", **place, step=step, n=n))
@@ -493,7 +347,7 @@ def _against_step(panel: "Axes", records: Sequence[Record], config: Config) -> N
     exact = float(theory.expected_max_abs(n))
     panel.plot(grid, exact * grid, color=drawing.PREDICTED, lw=5, alpha=0.35, label="σ|a| E[max]")
     for state, colour in COLOURS.items():
-        shape = _shape(records, group=state)
+        shape = shape_of(records, group=state)
         low, high = (grid * edge for edge in shape.band(n, grid, LEVEL))
         panel.fill_between(grid, np.maximum(low, 1e-3), np.maximum(high, 1e-3), color=colour, alpha=0.12, lw=0)
         predicted = grid * shape.gain(n, grid)
@@ -505,6 +359,7 @@ def _against_step(panel: "Axes", records: Sequence[Record], config: Config) -> N
     panel.axvline(1, color=drawing.CONTROL, lw=0.8)
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.set_xlim(grid[0], grid[-1])
     panel.set_ylim(exact * config.steps[0] / 2, exact * config.steps[-1])
     panel.set_xlabel("σ over the foretold end of the linear regime")
     panel.set_ylabel("gain / (|a| foretold end)")

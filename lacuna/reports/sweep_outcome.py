@@ -150,6 +150,12 @@ def _found(records: Sequence[Record]) -> str:
 
 
 def _linear_up_to(records: Sequence[Record]) -> str:
+    foretold = value(records, "predicted_sigma_star")
+    known = f" Slope and curvature at the base point foretell {foretold:.2g}." if math.isfinite(foretold) else ""
+    return _measured_end(records) + known
+
+
+def _measured_end(records: Sequence[Record]) -> str:
     sigma_star, shares = value(records, "sigma_star"), select(records, "f1_share")
     if math.isfinite(sigma_star):
         largest = select(records, "relative_radius")[-1].where["sigma"]

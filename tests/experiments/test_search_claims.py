@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import linear_regime, search_scaling, signal_density
+from experiments import linear_regime, scaling_judged, search_scaling, signal_density
 from lacuna import geometry, keys, theory
 from lacuna.errors import InvalidInput
 from lacuna.reports import claims
@@ -67,7 +67,7 @@ def test_the_rule_of_the_scaling(gain, few, share, verdict):
 def test_the_band_of_a_row_is_as_wide_as_its_number_of_searches_asks():
     just_outside = theory.max_quantile(512, 0.996, both_signs=True)
     records = scaling_records([just_outside], about(EXACT), group="planted")
-    searches = search_scaling.judged(records, "planted")
+    searches = scaling_judged.judged(records, "planted")
     assert len(searches) == 15
     assert not any(one.inside(0.99) for one in searches)
     assert all(one.inside(1 - 0.01 / 15) for one in searches)
@@ -76,19 +76,19 @@ def test_the_band_of_a_row_is_as_wide_as_its_number_of_searches_asks():
 def test_noise_without_a_trend_has_none_within_its_error_and_a_trend_shows():
     x = np.tile([1.0, 2.0, 3.0, 4.0], 5)
     noise = 0.05 * np.random.default_rng(0).normal(size=20)
-    slope, error = search_scaling._trend(x, 1 - 0.1 * x + noise)
+    slope, error = scaling_judged.trend_of(x, 1 - 0.1 * x + noise)
     assert abs(slope + 0.1) < 3 * error < 0.1
-    slope, error = search_scaling._trend(x, 1 + noise)
+    slope, error = scaling_judged.trend_of(x, 1 + noise)
     assert abs(slope) < 3 * error
-    assert search_scaling._trend(np.ones(20), noise) == (0.0, 0.0)
+    assert scaling_judged.trend_of(np.ones(20), noise) == (0.0, 0.0)
 
 
 def test_an_interval_of_a_mean_is_students():
     values = np.asarray([1.0, 1.2, 0.9, 1.1, 1.3])
-    found = search_scaling.Mean.of(values)
+    found = scaling_judged.Mean.of(values)
     # 99.5 % of Student's t with four degrees of freedom, from a table.
     assert found.half_width == pytest.approx(4.604 * values.std(ddof=1) / np.sqrt(5), rel=1e-3)
-    assert np.isinf(search_scaling.Mean.of([1.0]).half_width)
+    assert np.isinf(scaling_judged.Mean.of([1.0]).half_width)
 
 
 def test_a_planted_landscape_has_the_gradient_and_the_trace_it_was_given():

@@ -101,6 +101,13 @@ def test_the_end_of_the_linear_regime_or_why_there_is_none(kind, said):
     assert answer("Linear up to", **kind).startswith(said)
 
 
+def test_the_end_that_was_foretold_stands_beside_the_measured_one():
+    foretold = Record("sweep", "predicted_sigma_star", 0.00123, "1")
+    said = "σ* = 0.001 among the searched sigmas. Slope and curvature at the base point foretell 0.0012."
+    assert answer("Linear up to", foretold) == said
+    assert "foretell" not in answer("Linear up to", Record("sweep", "predicted_sigma_star", math.inf, "1"))
+
+
 WINNER, TOP, RANDOM = (2.0, 1.0, (0.5, 0.4, 0.6)), (1.5, 1.2, (0.8, 0.7, 0.9)), (-1.0, -0.9, (0.9, 0.8, 1.0))
 
 

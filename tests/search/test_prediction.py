@@ -110,3 +110,13 @@ def test_curvature_at_an_exact_radius_is_counted_on_the_sphere(kind):
     )
     assert whole[1] > max(whole[0], whole[2])
     assert whole[1] >= max(r.value for r in by_sigma) * (1 - 1e-6)
+
+
+def test_the_linear_regime_of_a_quadratic_ends_where_it_was_foretold():
+    curved = problems.quadratic(200, gradient_norm=1.0, trace=60.0)
+    known = landscape(*curved.problem, Sweep(gaussian(), (1.0,), 1), num_probes=4)
+    end = float(theory.predicted_sigma_star(known.slope, known.curvature_trace, known.curvature_spread))
+    sweep = Sweep(gaussian(), (end / 2, end), 4000, seed=3)
+    found = sweep_records(run_sweep(*curved.problem, sweep), known)
+    assert records.value(found, "predicted_sigma_star") == pytest.approx(end, rel=1e-6)
+    assert records.value(found, "f1_share", sigma=sweep.sigmas[1]) == pytest.approx(0.9, abs=0.01)
