@@ -9,6 +9,7 @@ from typing import Any
 from lacuna.errors import InvalidInput
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir
+from lacuna.reports.claims import table
 from lacuna.reports.figures import sweep_figures
 from lacuna.reports.records import Record, select, value
 from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, percent, sigma_rows
@@ -122,7 +123,7 @@ def _formula(records: Sequence[Record], config: dict[str, Any]) -> str:
 def _sigma_table(records: Sequence[Record], unit: str) -> str:
     head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{level(records)} band"]
     tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
-    head += [f"σ\\|a\\|√(2 ln {tries})", "measured gain", "verdict"]
+    head += [f"σ|a|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
     for row in sigma_rows(records):
         line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
@@ -130,7 +131,7 @@ def _sigma_table(records: Sequence[Record], unit: str) -> str:
         line += [_number(row.f1_slope, ".2f"), f"{row.predicted:.4g}", f"[{row.low:.4g}, {row.high:.4g}]"]
         line += [f"{row.asymptotic:.4g}", measured and f"**{measured}**", row.verdict]
         lines.append(line)
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _base_table(records: Sequence[Record]) -> str:
@@ -139,14 +140,14 @@ def _base_table(records: Sequence[Record]) -> str:
     lines = [
         ["loss", f"{value(records, 'base_score'):.6g}"],
         ["parameters P", f"{value(records, 'num_params'):,.0f}"],
-        ["gradient norm \\|a\\|", f"{value(records, 'gradient_norm'):.4g}"],
-        ["parameter norm \\|θ\\|", f"{value(records, 'params_norm'):.4g}"],
+        ["gradient norm |a|", f"{value(records, 'gradient_norm'):.4g}"],
+        ["parameter norm |θ|", f"{value(records, 'params_norm'):.4g}"],
         *_slope(records),
         [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
         [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
         ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
     ]
-    return _table(["quantity", "value"], lines)
+    return table(["quantity", "value"], lines)
 
 
 def _slope(records: Sequence[Record]) -> list[list[str]]:
@@ -172,7 +173,7 @@ def _run_table(records: Sequence[Record], config: dict[str, Any], environment: d
         *[["earlier draws", f"{_commit(one)}; {one['machine']}"] for one in environment.get("earlier", [])],
         ["SHA-256 of the score table", f"`{config['scores_sha256']}`"],
     ]
-    return _table(["", ""], lines)
+    return table(["", ""], lines)
 
 
 def _commit(environment: dict[str, Any]) -> str:
@@ -206,7 +207,7 @@ def _held_out(records: Sequence[Record]) -> list[str]:
         lines.append(line)
     parts = [
         "## On data the search did not see",
-        _table(head, lines),
+        table(head, lines),
         "A winner may owe a part of its gain to the batch it won on. Nobody selected the random candidates: theirs "
         f"differ as far as the batches do.{_batches(told)}",
     ]
@@ -216,7 +217,7 @@ def _held_out(records: Sequence[Record]) -> list[str]:
         [name, *(f"{value(metrics, 'metric', name=name, point=point):.4f}" for point in points)]
         for name in dict.fromkeys(str(r.where["name"]) for r in metrics)
     ]
-    return [*parts, _table(["metric on held-out rows", *points], lines)] if lines else parts
+    return [*parts, table(["metric on held-out rows", *points], lines)] if lines else parts
 
 
 def _batches(told: Sequence[Record]) -> str:
@@ -238,13 +239,8 @@ def _finalists(records: Sequence[Record], width: int) -> list[str]:
     rule = "Ties go to the lower draw, then the smaller σ, then the sign +."
     if width > 1:
         rule += f" The sweep ran {width} candidates wide; four times as many finalists were scored again one by one."
-    table = _table(["place", "draw", "σ", "sign", "loss", "gain"], lines)
-    return [f"<details><summary>The {len(lines)} best candidates</summary>", table, rule, "</details>"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    best = table(["place", "draw", "σ", "sign", "loss", "gain"], lines)
+    return [f"<details><summary>The {len(lines)} best candidates</summary>", best, rule, "</details>"]
 
 
 def _number(x: float, spec: str) -> str:
