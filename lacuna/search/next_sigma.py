@@ -22,7 +22,7 @@ class NextSigma(NamedTuple):
       sigma: in the unit of the sweep.
       because: `peak`, the gain is largest between two searched sigmas, at the vertex of a parabola; `edge`, it is
         largest beside a sigma without a finite loss, and this is half way to that; `rising`, at the largest sigma;
-        `falling`, at the smallest (`..._to_predicted` where the theory's best lies on the way); `no_gain`, no sigma
+        `falling`, at the smallest (`..._to_predicted` where the theory's best is near: this is it); `no_gain`, no sigma
         gained anything; `unresolved`, none changed the loss at all; `lost`, no loss was finite.
     """
 
@@ -64,9 +64,10 @@ def _next(every: Float[np.ndarray, "S"], gains: Float[np.ndarray, "S"], predicte
         return math.sqrt(at_best * every[every > at_best][0]), "edge"
     if first and at_best > every[0]:
         return math.sqrt(at_best * every[every < at_best][-1]), "edge"
-    if first and at_best / STRIDE < predicted_best < at_best:
+    # The theory's best is on the way out, or short of the next one in.
+    if first and at_best / STRIDE < predicted_best < (at_best if last else searched[1]):
         return predicted_best, "falling_to_predicted"
-    if last and at_best < predicted_best < STRIDE * at_best:
+    if last and (at_best if first else searched[-2]) < predicted_best < STRIDE * at_best:
         return predicted_best, "rising_to_predicted"
     if last:
         return STRIDE * at_best, "rising"
