@@ -208,6 +208,14 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     return rows
 
 
+def _found(over_seeds: Spread) -> str:
+    """The numbers of the seeds that have one, and how many those are if not all."""
+    values = tuple(number for number in over_seeds.values if math.isfinite(number))
+    if len(values) == len(over_seeds.values):
+        return str(over_seeds)
+    return f"{Spread(values)}, {len(values)} of {len(over_seeds.values)} seeds" if values else "none"
+
+
 def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
     """Every task in every state."""
     lines = []
@@ -215,7 +223,7 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
         for task in config.tasks:
             where = {"state": state, "task": task}
             numbers = [
-                str(spread(records, quantity, **where))
+                _found(spread(records, quantity, **where))
                 for quantity in ("base_score", "gradient_norm", "sigma_star", "end", "foretold_end", "floor")
             ]
             decades = [f"{spread(records, q, **where).mean:.2g}" for q in ("f1_decades", "f2_decades")]

@@ -207,10 +207,10 @@ REASONS = {
     "peak": "a parabola through the best sigma and its neighbours peaks here",
     "edge": "beside the best sigma no loss was finite, and this is half way",
     "rising": "the gain is largest at the largest searched sigma",
-    "rising_to_predicted": "the gain is largest at the largest searched sigma, the predicted one here",
+    "rising_to_predicted": "the gain is largest at the largest searched sigma, and is predicted to be largest here",
     "unresolved": "no searched sigma changed the loss at all",
     "falling": "the gain is largest at the smallest searched sigma",
-    "falling_to_predicted": "the gain is largest at the smallest searched sigma, the predicted one here",
+    "falling_to_predicted": "the gain is largest at the smallest searched sigma, and is predicted to be largest here",
     "no_gain": "no searched sigma gained anything",
     "lost": "no loss was finite",
 }

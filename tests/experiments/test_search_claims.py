@@ -224,6 +224,12 @@ def test_the_rule_of_the_linear_regime(odd, even, star, foretold, verdict):
     assert [row.verdict for row in rows] == [verdict] * 3
 
 
+def test_a_table_tells_how_many_seeds_have_a_number():
+    assert linear_regime._found(claims.Spread((1.0, 3.0))) == "2 (1 to 3)"
+    assert linear_regime._found(claims.Spread((1.0, float("nan"), 3.0))) == "2 (1 to 3), 2 of 3 seeds"
+    assert linear_regime._found(claims.Spread((float("nan"),))) == "none"
+
+
 def test_one_seed_without_a_measured_end_fails_the_control():
     records = []
     for seed, state in itertools.product(SEEDS, linear_regime.STATES):
