@@ -5,7 +5,7 @@ climbs, and F2 the even part, which it pays. Where the loss is linear F1 grows l
 regime ends where F2 takes a tenth of their squares, or F1 bends. Where that is can be said before any step is taken:
 by the gradient and the trace of the Hessian. Beside both stands the floor that the rounding of losses sets.
 Expect, at the forgotten point: slopes 1.00 and 1.9 to 2.0 over two decades and one, sigma* at 1e-3 to 2e-3.
-About four minutes on two cores of an AMD EPYC, less the training. `python -m experiments linear-regime:small`.
+About six minutes on two cores of an AMD EPYC, less the training. `python -m experiments linear-regime:small`.
 `smoke` shrinks the training, the tasks, the draws and the seeds.
 """
 

@@ -8,7 +8,7 @@ k is below 2 ln N: a search cannot go further along the gradient than its step i
 the gradient alone, and then searched, in bases of ranks 1 to 243 on both sides of 2 ln N; and at a rms length so
 large that the loss along the best of them is no longer linear, where the proposition ends.
 Expect: rank correlations of predicted and found gains above 0.9 at one rms length, of mass and gain near 0.7.
-About eight minutes on two cores of an AMD EPYC, less the training. `python -m experiments signal-density:small`.
+About ten minutes on two cores of an AMD EPYC, less the training. `python -m experiments signal-density:small`.
 `smoke` shrinks the training, the bases, the draws and the seeds.
 """
 
