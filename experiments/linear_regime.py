@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from experiments import drawing
 from experiments.recoveries import StartSpec, Told, starting_point
-from experiments.searches import PROGRAMS, STATES, Known, known_landscape, noise_seed, scored_rows
+from experiments.searches import PROGRAMS, STATES, known_landscape, noise_seed, scored_rows
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import search, theory
 from lacuna.errors import InvalidInput
@@ -111,7 +111,7 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     return found
 
 
-def _split(config: Config, result: search.SweepResult, known: Known) -> list[Record]:
+def _split(config: Config, result: search.SweepResult, known: search.Landscape) -> list[Record]:
     """The parts of one loss along the grid, and where its linear regime ends, measured and foretold."""
     plus, minus, base = result.scores[..., 0], result.scores[..., 1], result.base_score
     at_floor = theory.linear_regime(np.float32([config.floor_sigma]), plus[:, :1], minus[:, :1], base)
@@ -130,7 +130,7 @@ def _split(config: Config, result: search.SweepResult, known: Known) -> list[Rec
         "floor": floor,
         "sigma_star": regime.sigma_star,
         "end": _crossing(config.sigmas, regime.share),
-        "foretold_end": known.end,
+        "foretold_end": known.predicted_sigma_star,
         **decades,
     }
     found = [Record(NAME, quantity, float(number), "1") for quantity, number in numbers.items()]

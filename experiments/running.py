@@ -128,12 +128,3 @@ def command_line(arguments: list[str]) -> str:
         else:
             skip = False
     return shlex.join(["python", "-m", "experiments", *kept])
-
-
-def presets() -> dict[str, tuple[str, Any]]:
-    """Every `experiment:preset` with a sentence and its configuration, as tyro wants them."""
-    return {
-        f"{name.replace('_', '-')}:{preset}": (f"{module.TITLE}, {preset}.", config)
-        for name, module in EXPERIMENTS.items()
-        for preset, config in module.PRESETS.items()
-    }

@@ -166,19 +166,20 @@ def _searched(
     """Predict one landscape, then search it at every step; most draws at the smallest, for the curve against N."""
     known = known_landscape(loss, params, batch, num_probes=config.num_probes, seed=seed)
     where: dict[str, Place] = {"seed": seed, "group": group, "num_params": known.num_params}
-    unit = known.end / known.gradient_norm
+    end = known.predicted_sigma_star
+    unit = end / known.gradient_norm
     shape = Shape(known.curvature_trace * unit, known.curvature_along * unit, known.curvature_trace_error * unit)
     best = float(theory.best_sigma(config.num_draws, 1.0, shape.trace, shape.along, both_signs=True))
     found = [Record(NAME, name, number, "|a|/end") for name, number in shape._asdict().items()]
     found.append(Record(NAME, "gradient_norm", known.gradient_norm, "loss/parameter"))
-    found.append(Record(NAME, "end", known.end, "parameter"))
+    found.append(Record(NAME, "end", end, "parameter"))
     parts = {config.steps: most_draws}
     if most_draws > config.num_draws:
         parts = {config.steps[:1]: most_draws, config.steps[1:]: config.num_draws}
     gains: list[float] = []
     for steps, num_draws in parts.items():
         name = noise_seed(NAME, seed, group, known.num_params, len(steps))
-        sweep = search.Sweep(search.gaussian(), tuple(step * known.end for step in steps), num_draws, seed=name)
+        sweep = search.Sweep(search.gaussian(), tuple(step * end for step in steps), num_draws, seed=name)
         result = search.run_sweep(loss, params, batch, sweep, programs=PROGRAMS)
         found += _measured(config, result, steps, known.gradient_norm)
         whole = search.measured_curves(result.base_score, result.scores, np.asarray([config.num_draws]))

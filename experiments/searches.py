@@ -1,10 +1,9 @@
 """What the experiments on random search share: states, scored rows, and what is known of a loss beforehand."""
 
 import zlib
-from typing import NamedTuple
 
 from experiments.recoveries import Start
-from lacuna import search, theory
+from lacuna import search
 from lacuna.setups import State
 from lacuna.tasks import digits
 from lacuna.types import Batch, Loss, Params
@@ -28,32 +27,7 @@ def noise_seed(*names: str | int) -> int:
     return zlib.crc32("/".join(str(name) for name in names).encode())
 
 
-class Known(NamedTuple):
-    """What is known of a loss before it is searched with Gaussian steps on all coordinates.
-
-    Attributes:
-      gradient_norm: `|a|`, a the gradient on the scored batch.
-      curvature_trace: `tr H`.
-      curvature_trace_error: its standard error.
-      curvature_along: `u^T H u`, u along the gradient.
-      curvature_spread: standard deviation of `z^T H z`.
-      end: the sigma at which the linear regime is foretold to end.
-      num_params: P.
-    """
-
-    gradient_norm: float
-    curvature_trace: float
-    curvature_trace_error: float
-    curvature_along: float
-    curvature_spread: float
-    end: float
-    num_params: int
-
-
-def known_landscape(loss: Loss, params: Params, batch: Batch, *, num_probes: int, seed: int) -> Known:
-    """Slope and curvature at the base point, and what they foretell."""
+def known_landscape(loss: Loss, params: Params, batch: Batch, *, num_probes: int, seed: int) -> search.Landscape:
+    """What is known of a loss before it is searched with Gaussian steps on all coordinates."""
     anywhere = search.Sweep(search.gaussian(), (1.0,), 1)
-    found = search.landscape(loss, params, batch, anywhere, num_probes=num_probes, seed=seed)._asdict()
-    foretold = (found[name] for name in ("gradient_norm", "curvature_trace", "curvature_spread"))
-    found["end"] = float(theory.predicted_sigma_star(*foretold))
-    return Known(*(found[name] for name in Known._fields))
+    return search.landscape(loss, params, batch, anywhere, num_probes=num_probes, seed=seed)

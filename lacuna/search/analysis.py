@@ -58,8 +58,7 @@ def _base(result: SweepResult, landscape: Landscape) -> Iterator[Record]:
     if landscape.dimension is not None:
         yield _record("sphere_dimension", landscape.dimension)
     elif landscape.is_predicted:
-        known = landscape.slope, landscape.curvature_trace, landscape.curvature_spread
-        yield _record("predicted_sigma_star", theory.predicted_sigma_star(*known))
+        yield _record("predicted_sigma_star", landscape.predicted_sigma_star)
     yield _record("params_norm", landscape.params_norm)
     yield _record("curvature_along", landscape.curvature_along, "loss")
     yield _record("curvature_trace", landscape.curvature_trace, "loss")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lacuna import derivatives, keys, trees
+from lacuna import derivatives, keys, theory, trees
 from lacuna.search import evaluate
 from lacuna.search.families import Family
 from lacuna.search.sweep import Sweep
@@ -65,6 +65,11 @@ class Landscape(NamedTuple):
         step is that deviation, 1; on a sphere in k dimensions it is the length, `sqrt(k)` of them.
         """
         return math.sqrt(self.dimension or 1)
+
+    @property
+    def predicted_sigma_star(self) -> float:
+        """The sigma at which the linear regime is foretold to end, for noise that is not bound to a sphere."""
+        return float(theory.predicted_sigma_star(self.slope, self.curvature_trace, self.curvature_spread))
 
 
 def landscape(
