@@ -106,7 +106,7 @@ def prepare(
     task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
     if config.state not in get_args(State):
         raise InvalidInput(f"state must be one of {', '.join(get_args(State))}", got=f"`{config.state}`")
-    kept = partial(_kept, model, cache=cache.expanduser(), notice=notice)
+    keep = partial(kept, model, cache=cache.expanduser(), notice=notice)
     told = advance or (lambda stage, step, num_steps, loss: None)
 
     train = config.train
@@ -120,7 +120,7 @@ def prepare(
         start = model.init(keys.stream(config.seed, "init"))
         return fit(task.objective.loss, start, data, train, progress=partial(told, "training")).params
 
-    params = kept(recipe, trained)
+    params = keep(recipe, trained)
     if config.state == "forgotten":
 
         def forgotten() -> Params:
@@ -130,11 +130,11 @@ def prepare(
             return fit(task.objective.loss, params, data, config.forget, progress=progress).params
 
         recipe = {"from": recipe, "task": config.task, "forget": asdict(config.forget)}
-        params = kept(recipe, forgotten)
+        params = keep(recipe, forgotten)
     return Setup(model, params, task)
 
 
-def _kept(
+def kept(
     model: Model,
     recipe: dict[str, Any],
     make: Callable[[], Params],
@@ -142,7 +142,15 @@ def _kept(
     cache: Path,
     notice: Callable[[str], None],
 ) -> Params:
-    """The parameters of a recipe: from the cache, or made and kept there if they are absent or damaged."""
+    """The parameters of a recipe: from the cache, or made and kept there if they are absent or damaged.
+
+    Args:
+      model: whose parameters they are.
+      recipe: all that they depend on; plain JSON.
+      make: makes them.
+      cache: folder of the cache.
+      notice: told in a sentence of a cached tree that is damaged.
+    """
     folder = cache / rundir.config_hash(recipe)
     if folder.exists():
         try:

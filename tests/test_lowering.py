@@ -60,6 +60,7 @@ KERNELS = {
     "capture": (geometry.capture, BASIS, DELTA),
     "drift": (geometry.drift, BASIS, OTHER),
     "empty": (lambda d: geometry.empty(d, capacity=2), DELTA),
+    "extrapolate": (lambda r: geometry.extrapolate(r, 9.0, rank=2), ROWS),
     "functional_recovery": (recovery_on_the_way_to_zero, DELTA, BASIS),
     "gradient_basis": (lambda r: geometry.gradient_basis(r, rank=2), ROWS),
     "gram": (geometry.gram, ROWS),

@@ -122,7 +122,7 @@ def load_hf(
         spent = time.perf_counter() - began
         files, name = found.stored.files, str(target)
         report(LoadReport(found.folder, files, size, num_bytes, dict(stored), name, found.ignored, found.head, spent))
-    return found.model, _nested(leaves)
+    return found.model, nested(leaves)
 
 
 def target_dtype(found: Checkpoint, chosen: dict[str, Leaf], asked: Any) -> np.dtype:
@@ -208,7 +208,7 @@ def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def _nested(leaves: dict[str, Array]) -> dict[str, Any]:
+def nested(leaves: dict[str, Array]) -> dict[str, Any]:
     """The tree of dicts of flat names."""
     from flax.traverse_util import unflatten_dict
 

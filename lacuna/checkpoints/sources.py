@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lacuna.checkpoints.safetensors_file import BadCheckpoint, MappedFile
 from lacuna.errors import InvalidInput
 
 WHOLE, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 """A tokenizer has one of them."""
@@ -58,6 +60,26 @@ def find(source: str | Path, *, weights: bool = True, revision: str | None = Non
     Raises:
       InvalidInput: neither a folder nor an id, or the hub does not give it: absent, private, gated, or offline.
     """
+
+    def fetch(name: str) -> Path:
+        found = _fetched(name, [*_SETTINGS, *(["model*.safetensors"] if weights else [])], revision)
+        if weights and not any(path.suffix == ".safetensors" for path in found.iterdir()):
+            found = _fetched(name, [*_SETTINGS, MSGPACK], revision)
+        return found
+
+    return _found(source, "a model", fetch)
+
+
+def find_adapter(source: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of an adapter, as `find` finds that of a model.
+
+    Raises:
+      InvalidInput: as from `find`.
+    """
+    return _found(source, "an adapter", lambda name: _fetched(name, [ADAPTER_CONFIG, ADAPTER], revision))
+
+
+def _found(source: str | Path, what: str, fetch: Callable[[str], Path]) -> Path:
     try:
         folder = Path(source).expanduser()
         if folder.is_dir() and str(source):
@@ -66,15 +88,12 @@ def find(source: str | Path, *, weights: bool = True, revision: str | None = Non
         pass
     name = str(source)
     if isinstance(source, Path) or len(name) > 96 or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise InvalidInput("a model is read from a folder or by its id on the hub", got=f"{name}, which is neither")
+        raise InvalidInput(f"{what} is read from a folder or by its id on the hub", got=f"{name}, which is neither")
     here = "a folder of that name" if "/" not in name else "the path of a folder"
     try:
-        found = _fetched(name, [*_SETTINGS, *(["model*.safetensors"] if weights else [])], revision)
-        if weights and not any(path.suffix == ".safetensors" for path in found.iterdir()):
-            found = _fetched(name, [*_SETTINGS, MSGPACK], revision)
+        return fetch(name)
     except Exception as fault:  # of the hub, of HTTP, of whoever answers in its place
-        raise InvalidInput(f"`{name}` must be {here} or a model that the hub gives", got=_reason(fault)) from fault
-    return found
+        raise InvalidInput(f"`{name}` must be {here} or {what} that the hub gives", got=_reason(fault)) from fault
 
 
 def has_weights(folder: Path) -> bool:
@@ -114,10 +133,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise InvalidInput(f"a model folder needs config.json, and {folder} has none", got=listing(folder))
-    return _read_object(file)
+    return read_object(file)
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      InvalidInput: no JSON, or something else than an object in it.
+    """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as fault:
@@ -157,7 +181,7 @@ def open_tensors(folder: Path) -> Tensors:
 
 def _indexed(folder: Path) -> Tensors:
     """Shards by their index; every tensor must be where the index says, and nowhere else."""
-    where = _read_object(folder / INDEX).get("weight_map")
+    where = read_object(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise BadCheckpoint(f"{folder / INDEX} needs a `weight_map` of texts", got=f"{type(where).__name__}")
     outside = sorted({shard for shard in where.values() if Path(shard).name != shard or shard in ("", ".", "..")})

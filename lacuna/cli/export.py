@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -23,7 +23,8 @@ class ExportCommand:
     with the recorded one before anything is written, as an Orbax checkpoint for lacuna.checkpoints.native.load.
 
     Of a language model: reads safetensors, shards or flax_model.msgpack, and writes safetensors with config.json and
-    the tokenizer's files, for transformers, vLLM and lacuna. The folder is there whole at the end, or not at all.
+    the tokenizer's files, for transformers, vLLM and lacuna. With --adapter, a LoRA adapter that PEFT wrote is added
+    to the weights first. The folder is there whole at the end, or not at all.
     """
 
     source: tyro.conf.Positional[str]
@@ -31,6 +32,9 @@ class ExportCommand:
 
     to: Path
     """Folder to write; must not be there, or be empty."""
+
+    adapter: str | None = None
+    """Folder of a LoRA adapter of the model, or its id on the hub: merged into the weights, which are rounded once."""
 
     place: int = 1
     """Which candidate of a sweep: 1 is the winner, as in its report."""
@@ -45,7 +49,7 @@ class ExportCommand:
     """Largest file, in 10^9 bytes."""
 
     ignore: tuple[str, ...] = ()
-    """Fields of config.json that are not to be looked at, if you know that they change nothing."""
+    """Fields of config.json or adapter_config.json not to be looked at, if you know that they change nothing."""
 
 
 def export(command: ExportCommand, console: Console) -> None:
@@ -53,23 +57,48 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.checkpoints import export_hf, load_hf
     from lacuna.checkpoints.export import check_new
     from lacuna.checkpoints.sources import find
+    from lacuna.models import merged
 
     if not 0 < command.max_shard_gb < math.inf:
         raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
     check_new(command.to)  # before a long read
     if (Path(command.source) / "identity.json").exists():
+        if command.adapter is not None:
+            raise InvalidInput("an adapter is merged into a language model", got=f"{command.source}, a run of a sweep")
         _export_candidate(command, Path(command.source), console)
         return
     folder = find(command.source)
-    console.print("Reading ...")
     told = partial(console.print, soft_wrap=True)
-    model, params = load_hf(folder, dtype=command.dtype, ignore=command.ignore, report=lambda found: told(str(found)))
+    adapter = None if command.adapter is None else _adapter(command.adapter, command, folder)
+    # An adapter is added before the weights become narrower, or after they became wider: rounded once.
+    read_as = command.dtype if adapter is None or command.dtype is None else "float32"
+    console.print("Reading ...")
+    model, params = load_hf(folder, dtype=read_as, ignore=command.ignore, report=lambda found: told(str(found)))
+    if adapter is not None:
+        sites = ", ".join(site.name for site in adapter.spec.sites)
+        told(f"Merging an adapter of {adapter.base or 'a model that it does not name'}, at {sites} ...")
+        params = merged(params, adapter.lora)
     most = int(1e9 * command.max_shard_gb)
     console.print("Writing ...")
-    out = export_hf(model, params, command.to, like=folder, max_shard_bytes=most, ignore=command.ignore)
+    out = export_hf(
+        model, params, command.to, like=folder, dtype=command.dtype, max_shard_bytes=most, ignore=command.ignore
+    )
     written = sorted(file.name for file in out.iterdir())
     size = sum((out / name).stat().st_size for name in written)
-    console.print(f"Wrote {format_bytes(size)} to {out}: {', '.join(written)}", soft_wrap=True)
+    told(f"Wrote {format_bytes(size)} to {out}: {', '.join(written)}")
+
+
+def _adapter(source: str, command: ExportCommand, folder: Path) -> Any:
+    """The adapter, checked against the config of the model alone: before a long read."""
+    from lacuna.checkpoints import load_adapter
+    from lacuna.checkpoints.configs import spec_from_config
+    from lacuna.checkpoints.sources import read_config
+    from lacuna.models import causal_lm
+
+    model = causal_lm(spec_from_config(read_config(folder), ignore=command.ignore))
+    # A folder may have any name; an id is compared with the one in the adapter.
+    base = None if folder == Path(command.source).expanduser() else command.source
+    return load_adapter(source, model, base=base, ignore=command.ignore)
 
 
 def _export_candidate(command: ExportCommand, run: Path, console: Console) -> None:

@@ -35,6 +35,7 @@ from lacuna.geometry.spectrum import Spectrum as Spectrum
 from lacuna.geometry.spectrum import spectrum as spectrum
 from lacuna.geometry.spectrum import spectrum_of as spectrum_of
 from lacuna.geometry.status import Status as Status
+from lacuna.geometry.trajectory import extrapolate as extrapolate
 from lacuna.geometry.trajectory import prefix_captures as prefix_captures
 from lacuna.geometry.trajectory import remainder_captures as remainder_captures
 from lacuna.geometry.trajectory import task_vector_basis as task_vector_basis

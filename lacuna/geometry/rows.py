@@ -144,6 +144,11 @@ def gram(rows: Rows, other: Rows | None = None) -> Float[Array, "k m"]:
     other = rows if other is None else other
     check_rows(other)
     check_on_tree("gram", rows, like_one(other))
+    return _gram(rows, other)
+
+
+@jax.jit  # or a call outside of a program would be compiled at every call
+def _gram(rows: Rows, other: Rows) -> Float[Array, "k m"]:
     return lax.map(lambda r: products(other, r), rows)
 
 

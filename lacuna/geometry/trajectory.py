@@ -1,4 +1,4 @@
-"""Bases made of displacements: the first updates of a run, and task vectors."""
+"""What displacements tell: bases of the first updates of a run, of task vectors, and where the first updates point."""
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,55 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
 
     whole = jax.tree.map(lambda x: x.astype(jnp.float32), delta)
     return lax.scan(after, (whole, length(whole)), (updates, ranks))[1]
+
+
+@kernel("rank", "fit_from")
+def extrapolate(
+    updates: Rows,
+    horizon: Float[Array, ""] | float,
+    *,
+    rank: int,
+    fit_from: int | None = None,
+    by_row: bool = False,
+) -> Delta:
+    """Where a run would be after `horizon` steps if its first steps went on in a straight line.
+
+    The points after 1, 2, ..., m updates are written in their own leading directions (singular vectors of the points,
+    taken from the start), and the coefficient of each of `rank` of them is continued by the line that fits it best.
+    The result is a combination of the updates: no step is taken, and no gradient is asked for.
+
+    Args:
+      updates: m updates in order, as a `Trajectory` keeps them.
+      horizon: in steps from the start; data, so that another one compiles nothing.
+      rank: how many directions are continued, 1..m; what lies outside of them is left out.
+      fit_from: the lines are fitted to the points from this step on, 0..m - 1; 0 counts the start itself. None: the
+        later half, for a recovery slows down.
+
+    Returns:
+      The displacement from the start, float32. NaN if an update is not finite.
+
+    Raises:
+      GeometryError: no update, or a rank or a step outside of them.
+    """
+    m = ops.check_rows(updates)
+    first = m // 2 if fit_from is None else fit_from
+    if not (m and 1 <= rank <= m and 0 <= first < m):
+        raise GeometryError(
+            "extrapolate needs 1 <= rank <= m and 0 <= fit_from < m", got=f"rank {rank}, step {first}, {m} updates"
+        )
+    small, scale = ops.scaled(updates)
+    basis, coefficients, _ = triangularise(small, by_row=by_row)
+    points = jnp.cumsum(coefficients, axis=0)
+    steps = jnp.arange(first, m + 1, dtype=jnp.float32)
+    away = steps - jnp.mean(steps)
+    # What the fitted line says at the horizon is this weighted sum of the points; the start itself is zero.
+    weights = 1.0 / len(steps) + (horizon - jnp.mean(steps)) * away / jnp.sum(jnp.square(away))
+    weights = jnp.zeros(m + 1).at[first:].set(weights)[1:]
+    finite = (basis.status & Status.NOT_FINITE) == 0
+    _, _, directions = jnp.linalg.svd(jnp.where(finite, points, 0.0), full_matrices=False)
+    leading = directions[:rank]
+    predicted = (weights @ points) @ leading.T @ leading
+    return ops.combine(jnp.where(finite, scale * predicted, jnp.nan), basis.rows)
 
 
 def _share(

@@ -1,12 +1,19 @@
 """Models as pure functions over plain trees of arrays."""
 
-from lacuna.models.causal_lm import CausalLMSpec as CausalLMSpec
+from lacuna.models.block import CausalLMSpec as CausalLMSpec
 from lacuna.models.causal_lm import causal_lm as causal_lm
 from lacuna.models.decoding import greedy as greedy
 from lacuna.models.lora import Lora as Lora
+from lacuna.models.lora import LoraSite as LoraSite
+from lacuna.models.lora import LoraSpec as LoraSpec
+from lacuna.models.lora import linear_sites as linear_sites
+from lacuna.models.lora import lora_spec as lora_spec
+from lacuna.models.lora import merged as merged
+from lacuna.models.lora import over_adapter as over_adapter
 from lacuna.models.model import Model as Model
 from lacuna.models.model import Output as Output
 from lacuna.models.scoring import choice_logits as choice_logits
 from lacuna.models.scoring import next_token_nats as next_token_nats
+from lacuna.models.scoring import next_token_right as next_token_right
 from lacuna.models.synthetic import SyntheticSpec as SyntheticSpec
 from lacuna.models.synthetic import synthetic as synthetic

@@ -1,11 +1,12 @@
 """What a language model thinks of given tokens, without the [B, S, V] logits ever being there."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import InvalidInput
 from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, looked_up, stream
@@ -33,6 +34,29 @@ def next_token_nats(
     Raises:
       InvalidInput: a negative chunk.
     """
+    return _of_next(_nats, model, params, tokens, chunk, options)
+
+
+def next_token_right(
+    model: Model, params: Params, tokens: Int[Array, "B S"], *, chunk: int | None = None, **options: Any
+) -> Bool[Array, "B S-1"]:
+    """Whether each next token is the one that the model finds likeliest; arguments as for `next_token_nats`."""
+    return _of_next(_right, model, params, tokens, chunk, options)
+
+
+def _nats(logits: Float[Array, "n V"], wanted: Int[Array, "n"]) -> Float[Array, "n"]:
+    of_wanted = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - of_wanted
+
+
+def _right(logits: Float[Array, "n V"], wanted: Int[Array, "n"]) -> Bool[Array, "n"]:
+    return jnp.argmax(logits, axis=-1) == wanted
+
+
+def _of_next(
+    score: Callable[..., Array], model: Model, params: Params, tokens: Array, chunk: int | None, options: Any
+) -> Array:
+    """`score(logits, wanted)` of each next token, [B, S-1]."""
     if chunk is None:
         whole_bytes = 4 * tokens.size * model.spec.vocab_size
         chunk = 0 if whole_bytes <= 2**28 else max(1, 2**26 // (4 * model.spec.vocab_size))
@@ -41,20 +65,18 @@ def next_token_nats(
     hidden = stream(model.spec, params, tokens, **options).hidden[:, :-1]
     kernel = head_kernel(model.spec, params)
 
-    def nats(hidden: Float[Array, "n D"], wanted: Int[Array, "n"]) -> Float[Array, "n"]:
-        logits = logits_of(hidden, kernel)
-        of_wanted = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - of_wanted
+    def scored(hidden: Float[Array, "n D"], wanted: Int[Array, "n"]) -> Array:
+        return score(logits_of(hidden, kernel), wanted)
 
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
     if not chunk or chunk >= flat.shape[0]:
-        return nats(flat, wanted).reshape(tokens.shape[0], -1)
+        return scored(flat, wanted).reshape(tokens.shape[0], -1)
     room = -flat.shape[0] % chunk
     parts = (
         jnp.pad(flat, ((0, room), (0, 0))).reshape(-1, chunk, flat.shape[-1]),
         jnp.pad(wanted, (0, room)).reshape(-1, chunk),
     )
-    found = lax.map(lambda part: jax.checkpoint(nats, prevent_cse=False)(*part), parts)
+    found = lax.map(lambda part: jax.checkpoint(scored, prevent_cse=False)(*part), parts)
     return found.reshape(-1)[: flat.shape[0]].reshape(tokens.shape[0], -1)
 
 

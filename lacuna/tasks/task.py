@@ -1,6 +1,6 @@
 """What a task is: an objective, a metric, and batches that any step can ask for again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Bool, Float, Int
@@ -22,6 +22,10 @@ class Batch(NamedTuple):
 
 Step = int | Int[Array, ""]
 """Index of a batch in its stream."""
+
+
+Encode = Callable[[str], Sequence[int]]
+"""`encode(text) -> tokens`, without special tokens."""
 
 
 class HasLogits(Protocol):

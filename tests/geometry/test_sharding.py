@@ -53,6 +53,7 @@ KERNELS = {
     "spectrum": (geometry.spectrum, (rows(4),), (1,)),
     "prefix_captures": (geometry.prefix_captures, (rows(4), vector()), (1, 0)),
     "remainder_captures": (geometry.remainder_captures, (rows(4), vector()), (1, 0)),
+    "extrapolate": (lambda r: geometry.extrapolate(r, 9.0, rank=2), (rows(4),), (1,)),
     "drift": (
         lambda a, b: geometry.drift(geometry.orthonormalise(a), geometry.orthonormalise(b)),
         (rows(3), rows(3, 1)),

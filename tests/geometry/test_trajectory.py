@@ -100,6 +100,49 @@ def test_task_vectors_span_their_basis_and_copies_are_dropped():
     assert (int(basis.rank), int(basis.status), basis.method) == (2, Status.DEPENDENT, "task_vector")
 
 
+def continued(matrix, horizon, rank, first):
+    """The lines of the leading directions at the horizon, by least squares in float64."""
+    points = np.cumsum(matrix, axis=0)
+    _, _, directions = np.linalg.svd(points, full_matrices=False)
+    coefficients = np.concatenate([np.zeros((1, rank)), points @ directions[:rank].T])[first:]
+    steps = np.arange(first, len(matrix) + 1)
+    lines = np.polyfit(steps, coefficients, 1)
+    return (lines[0] * horizon + lines[1]) @ directions[:rank]
+
+
+@pytest.mark.parametrize(("rank", "first"), [(1, 0), (1, 6), (3, 6), (4, 2), (12, 11)])
+def test_the_leading_directions_are_continued_by_straight_lines(rank, first):
+    updates = smooth_path()
+    known = continued(oracles.flat_rows(updates), 40.0, rank, first)
+    found = oracles.flat(geometry.extrapolate(updates, 40.0, rank=rank, fit_from=first))
+    np.testing.assert_allclose(found, known, atol=1e-4 * np.linalg.norm(known))
+
+
+def test_a_straight_path_is_continued_exactly_and_the_start_is_forgotten_by_default():
+    step = problems.odd_vector(seed=5)
+    straight = jax.tree.map(lambda x: jnp.stack([x] * 6), step)
+    for scale in (1.0, 1e-30, 1e30):
+        updates = jax.tree.map(lambda x, s=scale: s * x, straight)
+        found = oracles.flat(geometry.extrapolate(updates, 100.0, rank=1)) / scale
+        np.testing.assert_allclose(found, 100 * oracles.flat(step), rtol=1e-4, atol=1e-4)
+    bent = jax.tree.map(lambda x: x.at[0].multiply(7), straight)  # the first step is six too long
+    np.testing.assert_allclose(
+        oracles.flat(geometry.extrapolate(bent, 100.0, rank=1)), 106 * oracles.flat(step), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_where_nothing_can_be_continued():
+    updates = smooth_path(4)
+    assert not np.any(oracles.flat(geometry.extrapolate(jax.tree.map(jnp.zeros_like, updates), 9.0, rank=2)))
+    bad = jax.tree.map(lambda x: x.at[2].multiply(jnp.nan), updates)
+    assert np.all(np.isnan(oracles.flat(geometry.extrapolate(bad, 9.0, rank=2))))
+    for rank, first in ((0, None), (5, None), (1, 4), (1, -1)):
+        with pytest.raises(GeometryError, match=r"got rank -?\d, step -?\d, 4 updates"):
+            geometry.extrapolate(updates, 9.0, rank=rank, fit_from=first)
+    with pytest.raises(GeometryError, match="0 updates"):
+        geometry.extrapolate(jax.tree.map(lambda x: x[:0], updates), 9.0, rank=1)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_descent_on_a_quadratic_stays_in_the_krylov_space(beta):
     """Lemma 1: with a constant Hessian and step, plain and heavy-ball descent never leave K_t(H, g)."""

@@ -18,6 +18,7 @@ import tiny_hf
 
 from lacuna import models
 from lacuna.checkpoints import configs, keymaps, load_hf, matching
+from lacuna.models import block
 
 causal_lm = sys.modules["lacuna.models.causal_lm"]  # the function has the same name
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -31,9 +32,7 @@ def expected(name):
 
 def resid_as_theirs(resid, model, params):
     """Theirs ends after the final norm, ours before it."""
-    last = causal_lm._Norm(model.spec.norm, model.spec.norm_eps).apply(
-        {"params": params.get("final_norm", {})}, resid[-1]
-    )
+    last = block.Norm(model.spec.norm, model.spec.norm_eps).apply({"params": params.get("final_norm", {})}, resid[-1])
     return np.concatenate([resid[:-1], last[None]])
 
 
@@ -65,7 +64,7 @@ def test_the_gradient_by_every_parameter(name):
 
 
 MUTATIONS = {
-    "exact gelu": ("gpt2", causal_lm, "approximate=True", "approximate=False"),
+    "exact gelu": ("gpt2", block, "approximate=True", "approximate=False"),
     "epsilon": ("qwen2", configs, 'read.get("rms_norm_eps", 1e-6)', '100 * read.get("rms_norm_eps", 1e-6)'),
     "epsilon of a layer norm": (
         "gpt2_untied",
@@ -77,21 +76,21 @@ MUTATIONS = {
     "theta": ("qwen2", configs, 'new.get("rope_theta") or', ""),
     "interleaved rotation": (
         "llama",
-        causal_lm,
+        block,
         "first, second = jnp.split(_wide(x), 2, axis=-1)",
         "first, second = _wide(x)[..., ::2], _wide(x)[..., 1::2]",
     ),
-    "rotation the other way": ("llama", causal_lm, "first * cos - second * sin", "first * cos + second * sin"),
+    "rotation the other way": ("llama", block, "first * cos - second * sin", "first * cos + second * sin"),
     "query norm after the rotation": (
         "qwen3",
-        causal_lm,
+        block,
         'query, key = self._norm("query")(query), self._norm("key")(key)\n'
         "        query, key = _rotated(query, around.rotation), _rotated(key, around.rotation)",
         "query, key = _rotated(query, around.rotation), _rotated(key, around.rotation)\n"
         '            query, key = self._norm("query")(query), self._norm("key")(key)',
     ),
     "norm of each head for the whole": ("olmo2", configs, 'query_key_norm="whole"', 'query_key_norm="none"'),
-    "order of query, key and value": ("gpt2", causal_lm, "query, key, value = (part", "key, query, value = (part"),
+    "order of query, key and value": ("gpt2", block, "query, key, value = (part", "key, query, value = (part"),
     "orientation of a square kernel": (
         "gpt2",
         keymaps,
@@ -100,7 +99,7 @@ MUTATIONS = {
     ),
     "orientation of a linear map": ("qwen2", keymaps, "transpose: bool = True) ->", "transpose: bool = False) ->"),
     "norms of olmo 2 before the branch": ("olmo2", configs, "norm_after=True, query", "query"),
-    "clipping": ("olmo", causal_lm, "-spec.clip_qkv, spec.clip_qkv", "-1.0, 1.0"),
+    "clipping": ("olmo", block, "-spec.clip_qkv, spec.clip_qkv", "-1.0, 1.0"),
     "a window one wider": ("qwen2_window", causal_lm, "ago < window", "ago <= window"),
     "the layers of the window": (
         "qwen2_window",
@@ -109,7 +108,7 @@ MUTATIONS = {
         "if True else None",
     ),
     "scale by layer": ("gpt2_untied", causal_lm, "scale / (index + 1)", "scale / (index + 2)"),
-    "softmax without the scale": ("llama", causal_lm, "* around.scale", "* 1.0"),
+    "softmax without the scale": ("llama", block, "* around.scale", "* 1.0"),
     "gate and up": ("llama", keymaps, '("mlp.gate_proj", "mlp/gate"', '("mlp.gate_proj", "mlp/up"'),
     "padding counted by positions": (
         "gpt2",
@@ -120,12 +119,12 @@ MUTATIONS = {
     "padding that is seen": ("qwen2", causal_lm, "allowed & mask[:, None, :]", "allowed"),
     "the wrong key for a query": (
         "qwen2",
-        causal_lm,
+        block,
         "query.reshape(*query.shape[:2], num_kv_heads, -1, query.shape[-1])",
         "query.reshape(*query.shape[:2], -1, num_kv_heads, query.shape[-1]).swapaxes(2, 3)",
     ),
-    "no mean taken out": ("gpt2", causal_lm, 'if self.kind != "rms":', "if False:"),
-    "a bias left out": ("qwen2", causal_lm, "if self.use_bias:", "if self.use_bias and self.features != 16:"),
+    "no mean taken out": ("gpt2", block, 'if self.kind != "rms":', "if False:"),
+    "a bias left out": ("qwen2", block, "if self.use_bias:", "if self.use_bias and self.features != 16:"),
     "head of a tied model": (
         "gpt2_untied",
         causal_lm,
@@ -153,6 +152,13 @@ def table_of(changed, family, spec):
     return keymaps.Keymap(made.prefix, rules, made.ignored)
 
 
+def around(changed):
+    """A stack of the blocks of a mutant."""
+    stack = mutant(causal_lm, "checked_mask(mask, ", "checked_mask(mask, ")
+    stack.__dict__.update({name: getattr(changed, name) for name in ("Around", "Block", "Norm")})
+    return stack
+
+
 def load_mutant(monkeypatch, name, module, old, new):
     changed = mutant(module, old, new)
     if module is configs:
@@ -161,7 +167,9 @@ def load_mutant(monkeypatch, name, module, old, new):
         tables = {family: partial(table_of, changed, family) for family in keymaps.KEYMAPS}
         monkeypatch.setattr(matching, "KEYMAPS", tables)
     model, params = load_hf(GOLDEN / name)
-    return (changed.causal_lm(model.spec) if module is causal_lm else model), params
+    if module is block:
+        changed = around(changed)
+    return (changed.causal_lm(model.spec) if module in (block, causal_lm) else model), params
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
@@ -181,5 +189,5 @@ def test_a_mistake_is_seen(monkeypatch, mutation):
 def test_the_unmutated_source_passes_the_same_test():
     """A mutant of nothing is right: it is the change that is seen, not the way it is made."""
     model, params = load_hf(GOLDEN / "gpt2")
-    same = mutant(causal_lm, "approximate=True", "approximate=True").causal_lm(model.spec)
+    same = around(mutant(block, "approximate=True", "approximate=True")).causal_lm(model.spec)
     assert oracles.bits(same.apply(params, TOKENS).logits) == oracles.bits(model.apply(params, TOKENS).logits)
