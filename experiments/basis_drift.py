@@ -7,22 +7,22 @@ Expect, from a prototype: overlap after 10 steps 0.03 to 0.13.
 `python -m experiments basis-drift:small`. `smoke` shrinks the training, the recovery and the seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import drawing
-from experiments.recoveries import StartSpec, Told, minibatch_gradients, run_recovery, starting_point
+from experiments.prefixes import Measure
+from experiments.recoveries import Start, StartSpec, Told, minibatch_gradients, run_recovery, starting_point
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import geometry, trees
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
-from lacuna.reports.records import Record
-from lacuna.training import Optimiser
+from lacuna.reports.records import Place, Record
+from lacuna.training import Optimiser, Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,38 +68,38 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     start = starting_point(config.start, seed, cache, told)
     told(f"recovery by {config.optimiser}")
     path = run_recovery(start, config.optimiser)
-    found: list[Record] = []
+    told("gradients along it")
+    measures = drift_measures(start, path, config.steps, rank=config.rank, num_gradients=config.num_gradients)
+    return [
+        Record(NAME, quantity, value, "rad" if quantity == "angle" else "1", {"seed": seed, **at})
+        for quantity, value, at in measures
+    ]
 
-    def record(quantity: str, value: object, step: int) -> None:
-        found.append(Record(NAME, quantity, float(np.asarray(value)), "1", {"seed": seed, "step": step}))
 
+def drift_measures(
+    start: Start, path: Trajectory, steps: Sequence[int], *, rank: int, num_gradients: int
+) -> Iterator[Measure]:
+    """Overlaps of the task's gradient basis along a recovery: with the start, with the step before, of two halves."""
     first = before = None
-    for step in config.steps:
-        told(f"gradients at step {step}")
+    for step in steps:
         travelled = jax.tree.map(lambda u, step=step: jnp.sum(u[:step], axis=0), path.updates)
         point = trees.axpy(1.0, travelled, start.params)
         one, other = (
             geometry.gradient_basis(
-                minibatch_gradients(
-                    start, point, config.start.task, first=half * config.num_gradients, num=config.num_gradients
-                ),
-                rank=config.rank,
+                minibatch_gradients(start, point, start.task.name, first=half * num_gradients, num=num_gradients),
+                rank=rank,
             )
             for half in (0, 1)
         )
         first, before = first or one, before or one
-        record("with_start", geometry.overlap(first, other), step)
-        record("with_start_same_batches", geometry.overlap(first, one), step)
-        record("with_step_before", geometry.overlap(before, other), step)
-        record("split_half", geometry.overlap(one, other), step)
-        found.append(
-            Record(
-                NAME, "angle", float(geometry.principal_angles(first, other)[0]), "rad", {"seed": seed, "step": step}
-            )
-        )
-        record("random_level", geometry.random_mass(config.rank, start.params), step)
+        where: dict[str, Place] = {"step": step}
+        yield "with_start", float(geometry.overlap(first, other)), where
+        yield "with_start_same_batches", float(geometry.overlap(first, one)), where
+        yield "with_step_before", float(geometry.overlap(before, other)), where
+        yield "split_half", float(geometry.overlap(one, other)), where
+        yield "angle", float(geometry.principal_angles(first, other)[0]), where
+        yield "random_level", float(geometry.random_mass(rank, start.params)), where
         before = one
-    return found
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

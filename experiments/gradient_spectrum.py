@@ -9,7 +9,7 @@ Expect, from a prototype: top-1 energy of one task's minibatch gradients 0.85, p
 `python -m experiments gradient-spectrum:small`. `smoke` shrinks the training, the batches and the seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,14 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments import drawing
-from experiments.recoveries import StartSpec, Told, minibatch_gradients, rows_of, starting_point
+from experiments.prefixes import Measure
+from experiments.recoveries import Start, StartSpec, Told, minibatch_gradients, rows_of, starting_point
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import geometry
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
-from lacuna.reports.records import Record
+from lacuna.reports.records import Place, Record
 from lacuna.tasks import digits
+from lacuna.types import Params
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,39 +94,42 @@ def permuted(labels: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> 
 def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]:
     """All numbers of one seed."""
     start = starting_point(config.start, seed, cache, told)
-    names = digits.DIGIT_TASKS
-    labels = np.repeat(np.arange(len(names)), config.num_batches)
-    half = np.tile(np.arange(config.num_batches) % 2, len(names))
     rng = np.random.default_rng(seed)
     found: list[Record] = []
     for point, params in (("multitask", start.trained), ("forgotten", start.params)):
-        told(f"gradients of {len(names)} tasks at the {point} point")
-        gradients = rows_of(
-            *(minibatch_gradients(start, params, name, first=0, num=config.num_batches) for name in names)
+        told(f"gradients of {len(start.streams)} tasks at the {point} point")
+        measures = spectrum_measures(
+            start, params, rng, num_batches=config.num_batches, num_permutations=config.num_permutations
         )
-        whole = np.asarray(geometry.gram(gradients), np.float64)
-        lengths = np.sqrt(np.diag(whole))
-
-        def record(quantity: str, value: object, point: str = point, **where: str | int) -> None:
-            found.append(Record(NAME, quantity, float(np.asarray(value)), "1", {"seed": seed, "point": point, **where}))
-
-        for scaling, gram in (("raw", whole), ("normalised", whole / np.outer(lengths, lengths))):
-            values = between_tasks(gram, labels, half)
-            null = [
-                between_tasks(gram, permuted(labels, half, rng), half).sum() for _ in range(config.num_permutations)
-            ]
-            positive = np.maximum(values, 0)
-            record("p_value", (1 + np.sum(np.asarray(null) >= values.sum())) / (1 + len(null)), scaling=scaling)
-            record("participation_ratio", positive.sum() ** 2 / np.sum(positive**2), scaling=scaling)
-            record("share_of_energy", values.sum() * config.num_batches / np.trace(gram), scaling=scaling)
-            for i, value in enumerate(positive / positive.sum(), start=1):
-                record("energy", value, scaling=scaling, i=i)
-        own = labels == names.index(config.start.task)
-        squares = np.maximum(np.linalg.eigvalsh(whole[np.ix_(own, own)])[::-1], 0)
-        spectrum = geometry.spectrum_of(jnp.asarray(np.sqrt(squares), jnp.float32))
-        record("one_task_participation_ratio", spectrum.participation_ratio)
-        record("one_task_top_energy", spectrum.top_energy[0])
+        found += [Record(NAME, q, value, "1", {"seed": seed, "point": point, **at}) for q, value, at in measures]
     return found
+
+
+def spectrum_measures(
+    start: Start, params: Params, rng: np.random.Generator, *, num_batches: int, num_permutations: int
+) -> Iterator[Measure]:
+    """The scatter between all tasks of a starting point at some parameters, and the spectrum of one task alone."""
+    names = list(start.streams)
+    labels = np.repeat(np.arange(len(names)), num_batches)
+    half = np.tile(np.arange(num_batches) % 2, len(names))
+    gradients = rows_of(*(minibatch_gradients(start, params, name, first=0, num=num_batches) for name in names))
+    whole = np.asarray(geometry.gram(gradients), np.float64)
+    lengths = np.sqrt(np.diag(whole))
+    for scaling, gram in (("raw", whole), ("normalised", whole / np.outer(lengths, lengths))):
+        values = between_tasks(gram, labels, half)
+        null = [between_tasks(gram, permuted(labels, half, rng), half).sum() for _ in range(num_permutations)]
+        positive = np.maximum(values, 0)
+        at: dict[str, Place] = {"scaling": scaling}
+        yield "p_value", float((1 + np.sum(np.asarray(null) >= values.sum())) / (1 + len(null))), at
+        yield "participation_ratio", float(positive.sum() ** 2 / np.sum(positive**2)), at
+        yield "share_of_energy", float(values.sum() * num_batches / np.trace(gram)), at
+        for i, value in enumerate(positive / positive.sum(), start=1):
+            yield "energy", float(value), {**at, "i": i}
+    own = labels == (names.index(start.task.name) if start.task.name in names else 0)
+    squares = np.maximum(np.linalg.eigvalsh(whole[np.ix_(own, own)])[::-1], 0)
+    spectrum = geometry.spectrum_of(jnp.asarray(np.sqrt(squares), jnp.float32))
+    yield "one_task_participation_ratio", float(spectrum.participation_ratio), {}
+    yield "one_task_top_energy", float(spectrum.top_energy[0]), {}
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import drawing
-from experiments.recoveries import GRADIENT_STEPS, RATES, StartSpec, Told, starting_point
+from experiments.recoveries import RATES, StartSpec, Told, starting_point
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import derivatives, geometry
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
@@ -87,7 +87,7 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     found += _outside(config, "quadratic", seed, quadratic_loss, {"x": jnp.zeros(config.size)}, batch, rates)
     start = starting_point(config.start, seed, cache, told)
     told(f"Krylov space of rank {most} of the model's loss")
-    rows = start.task.train(GRADIENT_STEPS)
+    rows = start.task.train(start.stretches.gradients)
     return found + _outside(config, "model", seed, start.loss, start.params, rows, RATES)
 
 

@@ -1,7 +1,7 @@
-"""What the experiments on the synthetic model share: its states, recoveries from them, and the static bases there."""
+"""What the experiments share: states of the synthetic model, recoveries from a point, and the static bases there."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,19 +11,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lacuna import derivatives, geometry, keys, setups
+from lacuna import derivatives, geometry, keys, setups, trees
 from lacuna.models.model import Model
 from lacuna.models.synthetic import SyntheticSpec, synthetic
 from lacuna.tasks import digits
 from lacuna.tasks.task import Task
-from lacuna.training import Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, recover
-from lacuna.types import Delta, Loss, Params, Rows
+from lacuna.training import BatchAt, Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, recover
+from lacuna.types import Batch, Delta, Loss, Params, Rows
 
 Told = Callable[[str], None]
 """`told(sentence)`: what is being done."""
 
-GRADIENT_STEPS, HELD_OUT_RUN = 2_000_000, 1_000_000
-"""Where in a task's stream of batches the gradients and the held-out recovery begin: steps nobody trained on."""
+
+FORGETTING = "the forgetting itself"
+"""A basis that one has only with the answer: it is shown, and not counted among the static ones."""
+
+
+class Stretches(NamedTuple):
+    """Where in a task's stream of batches something begins, so that it sees rows of its own.
+
+    Attributes:
+      recovery: the recovery.
+      held_out_run: the other recovery from the same point.
+      gradients: the batches of gradients and Hessian products.
+    """
+
+    recovery: int = 0
+    held_out_run: int = 1_000_000
+    gradients: int = 2_000_000
+
 
 RATES: dict[Optimiser, float] = {"sgd": 1e-3, "momentum": 3e-4, "adam": 1e-4}
 """Constant learning rates at which the loss falls from the first step on (three times these overshoot at first).
@@ -54,24 +70,36 @@ class StartSpec:
 
 
 class Start(NamedTuple):
-    """A point of the synthetic model: forgotten, trained or under-trained.
+    """A point to recover from, of the synthetic model or of an adapter: forgotten, trained or under-trained.
 
     Attributes:
       spec: how it was made.
-      model: its architecture.
-      trained: the multitask model, the forgotten one before it forgot.
+      model: its architecture; of an adapter that of the frozen model.
+      trained: the point before it forgot.
       params: the point.
-      loss: in nats a digit; the same function for every seed and state, so that nothing is compiled twice.
+      loss: in nats an answer token; the same function for every seed and state, or one whose weights are data, so that
+        nothing is compiled twice.
       task: the task of interest, with data of the same seed.
+      streams: training batches of every task, by name; pytrees.
+      specialise: `specialise(task)`, a task vector: where training on it alone takes the point before it forgot, in as
+        many steps as forgetting takes.
+      rates: constant learning rates of a recovery.
+      recovery_steps: of a recovery.
+      stretches: of the streams.
       seed: of model and data.
     """
 
-    spec: StartSpec
+    spec: Any
     model: Model
     trained: Params
     params: Params
     loss: Loss
     task: Task
+    streams: Mapping[str, BatchAt]
+    specialise: Callable[..., Delta]
+    rates: Mapping[Optimiser, float]
+    recovery_steps: int
+    stretches: Stretches
     seed: int
 
 
@@ -99,7 +127,17 @@ def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told, *, state
 
     prepare = partial(setups.prepare, eval_batch_size=spec.batch_size, cache=cache, advance=advance, notice=told)
     here, trained = prepare(config), prepare(replace(config, state="trained"))
-    return Start(spec, here.model, trained.params, here.params, _loss(), here.task, seed)
+
+    def specialise(task: str, num_rows: int = spec.training_rows) -> Delta:
+        data = digits.mixture([task], seed=seed, batch_size=num_rows)
+        fitted = fit(_loss(), trained.params, data, config.forget)
+        return jax.tree.map(jnp.subtract, fitted.params, trained.params)
+
+    streams = {name: digits.mixture([name], seed=seed, batch_size=spec.batch_size) for name in digits.DIGIT_TASKS}
+    steps = spec.recovery_steps
+    points = trained.params, here.params
+    rest = (here.task, streams, specialise, RATES, steps, Stretches(), seed)
+    return Start(spec, here.model, *points, _loss(), *rest)
 
 
 @functools.cache
@@ -111,11 +149,10 @@ def _loss() -> Loss:
 
 def batches(start: Start, task: str, *, offset: int) -> Any:
     """The stream of a task's training batches from a step on, as a pytree: data to whatever is compiled."""
-    rows = digits.mixture([task], seed=start.seed, batch_size=start.spec.batch_size)
-    return jax.tree_util.Partial(_from_step, rows, jnp.int32(offset))
+    return jax.tree_util.Partial(_from_step, start.streams[task], jnp.int32(offset))
 
 
-def _from_step(rows: digits.Mixture, offset: Array, step: Array) -> Any:
+def _from_step(rows: BatchAt, offset: Array, step: Array) -> Any:
     return rows(offset + step)
 
 
@@ -123,13 +160,14 @@ def run_recovery(
     start: Start,
     optimiser: Optimiser,
     *,
-    offset: int = 0,
+    offset: int | None = None,
     recorded: int | None = None,
     num_steps: int | None = None,
 ) -> Trajectory:
     """One recovery, of as many steps as its specification says; another `offset` is another order of data."""
-    config = RecoverConfig(optimiser, RATES[optimiser], num_steps=num_steps or start.spec.recovery_steps)
-    return recover(start.loss, start.params, batches(start, start.spec.task, offset=offset), config, recorded=recorded)
+    config = RecoverConfig(optimiser, start.rates[optimiser], num_steps=num_steps or start.recovery_steps)
+    data = batches(start, start.task.name, offset=start.stretches.recovery if offset is None else offset)
+    return recover(start.loss, start.params, data, config, recorded=recorded)
 
 
 def displacement(start: Start, path: Trajectory) -> Delta:
@@ -142,16 +180,21 @@ def held_out_loss(start: Start, *, num_batches: int = 4) -> Callable[[Params], F
     rows = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves), *(start.task.held_out(step) for step in range(num_batches))
     )
-    return lambda params: _value(start.loss, params, rows)
+    return lambda params: value_at(start.loss, params, rows)
 
 
-_value = jax.jit(lambda loss, params, rows: loss(params, rows), static_argnums=0)
+def value_at(loss: Loss, params: Params, rows: Batch) -> Float[Array, ""]:
+    """The loss, compiled once whatever it holds."""
+    return _value(trees.as_data(loss), params, rows)
+
+
+_value = jax.jit(lambda loss, params, rows: loss(params, rows))
 
 
 def minibatch_gradients(start: Start, params: Params, task: str, *, first: int, num: int) -> Rows:
     """Gradients of a task on batches `first, first + 1, ...` of a stretch of its stream kept for this."""
 
-    stream = batches(start, task, offset=GRADIENT_STEPS + first)
+    stream = batches(start, task, offset=start.stretches.gradients + first)
     return derivatives.task_gradients(start.loss, params, _drawn(stream, num))
 
 
@@ -163,13 +206,6 @@ def rows_of(*parts: Rows) -> Rows:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def specialised(start: Start, task: str, *, num_rows: int) -> Delta:
-    """A task vector: where training on one task alone takes the trained model, in as many steps as forgetting takes."""
-    data = digits.mixture([task], seed=start.seed, batch_size=num_rows)
-    fitted = fit(start.loss, start.trained, data, _train_config(start.spec.forget_steps, 5))
-    return jax.tree.map(jnp.subtract, fitted.params, start.trained)
-
-
 def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vectors: int) -> dict[str, geometry.Basis]:
     """Everything that could be built at the forgotten point without taking a recovery step.
 
@@ -179,18 +215,16 @@ def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vector
       num_gradients: minibatch gradients of the forgotten task; as many in all over all tasks.
       num_task_vectors: other tasks on which the trained model is specialised, one displacement for each.
     """
-    spec, loss = start.spec, start.loss
-    others = [name for name in digits.DIGIT_TASKS if name != spec.task]
-    of_task = minibatch_gradients(start, start.params, spec.task, first=0, num=num_gradients)
-    each = max(1, num_gradients // len(digits.DIGIT_TASKS))
-    of_all = rows_of(
-        *(minibatch_gradients(start, start.params, name, first=0, num=each) for name in digits.DIGIT_TASKS)
-    )
+    loss, own = start.loss, start.task.name
+    others = [name for name in start.streams if name != own]
+    of_task = minibatch_gradients(start, start.params, own, first=0, num=num_gradients)
+    each = max(1, num_gradients // len(start.streams))
+    of_all = rows_of(*(minibatch_gradients(start, start.params, name, first=0, num=each) for name in start.streams))
 
-    displacements = (specialised(start, name, num_rows=spec.training_rows) for name in others[:num_task_vectors])
+    displacements = (start.specialise(name) for name in others[:num_task_vectors])
     vectors = rows_of(*(jax.tree.map(lambda x: x[None], delta) for delta in displacements))
     forgetting = jax.tree.map(lambda a, b: (a - b)[None], start.params, start.trained)
-    batch = start.task.train(GRADIENT_STEPS + num_gradients)
+    batch = start.task.train(start.stretches.gradients + num_gradients)
     krylov, _ = geometry.krylov(
         derivatives.hvp(loss, start.params, batch),
         derivatives.gradient(loss, start.params, batch),
@@ -198,9 +232,9 @@ def static_bases(start: Start, *, rank: int, num_gradients: int, num_task_vector
     )
     return {
         "gradients of the task": geometry.gradient_basis(of_task, rank=min(rank, num_gradients)),
-        "gradients of all tasks": geometry.gradient_basis(of_all, rank=min(rank, each * len(digits.DIGIT_TASKS))),
+        "gradients of all tasks": geometry.gradient_basis(of_all, rank=min(rank, each * len(start.streams))),
         "Krylov": krylov,
         "task vectors of other tasks": geometry.task_vector_basis(vectors),
-        "the forgetting itself": geometry.task_vector_basis(forgetting),
+        FORGETTING: geometry.task_vector_basis(forgetting),
         "random": geometry.random_basis(keys.stream(start.seed, "random basis"), start.params, rank=rank),
     }

@@ -7,8 +7,10 @@ from experiments import (
     gradient_spectrum,
     krylov_recovery,
     linear_regime,
+    lora_recovery,
     search_scaling,
     signal_density,
+    specialisation,
     static_bases,
     trajectory_prefix,
 )
@@ -24,6 +26,8 @@ EXPERIMENTS: dict[str, ModuleType] = {
         signal_density,
         krylov_recovery,
         linear_regime,
+        specialisation,
+        lora_recovery,
     )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""

@@ -3,10 +3,10 @@
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from experiments.registry import EXPERIMENTS
 from lacuna import meshes
@@ -35,8 +35,9 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     rundir.check_folder(cache)
     stamp = out / "config.json"
     spent = 0.0
-    # A run may be given more seeds; everything else tells one run from another.
-    identity = {"experiment": module.NAME, "config": rundir.config_hash({**settings, "num_seeds": 0})}
+    # A run may be given more seeds; everything else tells one run from another, what files stand for defaults, too.
+    meant = module.resolved(config) if hasattr(module, "resolved") else {}
+    identity = {"experiment": module.NAME, "config": rundir.config_hash({**settings, **meant, "num_seeds": 0})}
     if stamp.exists():
         known = rundir.read_json(stamp)
         spent = known.get("wall_s", 0.0)
@@ -108,14 +109,16 @@ def report(run: Path, to: Path | None = None) -> tuple[Path, list[reports.Claim]
 
 def _config_of(module: ModuleType, document: dict[str, Any]) -> Any:
     """The configuration that was written down."""
-    from dataclasses import fields
+    return _rebuilt(module.Config, document)
 
-    from experiments.recoveries import StartSpec
 
-    known = {field.name for field in fields(module.Config)}
-    values = {name: value for name, value in document.items() if name in known}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return module.Config(**(values | {"start": StartSpec(**values["start"])}))
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """A value of JSON as its type has it: specifications within specifications, and tuples."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        types = get_type_hints(kind)
+        known = {field.name for field in fields(kind)} & value.keys()
+        return kind(**{name: _rebuilt(types[name], value[name]) for name in known})
+    return tuple(value) if isinstance(value, list) else value
 
 
 def command_line(arguments: list[str]) -> str:

@@ -25,13 +25,11 @@ from jaxtyping import Float
 
 from experiments import drawing
 from experiments.recoveries import (
-    GRADIENT_STEPS,
     Start,
     StartSpec,
     Told,
     minibatch_gradients,
     run_recovery,
-    specialised,
     starting_point,
 )
 from experiments.searches import PROGRAMS, STATES, known_landscape, noise_seed, scored_rows
@@ -162,12 +160,12 @@ def bases(config: Config, start: Start) -> Iterator[tuple[str, Basis]]:
     path = run_recovery(start, "sgd", num_steps=most)
     yield from _cuts(config, "the first updates", geometry.trajectory_prefix(path.updates, rank=most))
 
-    batch = start.task.train(GRADIENT_STEPS + most)
+    batch = start.task.train(start.stretches.gradients + most)
     operator, first = derivatives.hvp(loss, params, batch), derivatives.gradient(loss, params, batch)
     yield from _cuts(config, "Krylov", geometry.krylov(operator, first, rank=most)[0])
 
     others = [name for name in digits.DIGIT_TASKS if name != spec.task][: config.num_task_vectors]
-    vectors = [specialised(start, name, num_rows=spec.batch_size) for name in others]
+    vectors = [start.specialise(name, num_rows=spec.batch_size) for name in others]
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *vectors)
     yield from _cuts(config, "task vectors of other tasks", geometry.task_vector_basis(rows))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments import drawing
-from experiments.recoveries import StartSpec, Told, displacement, run_recovery, starting_point, static_bases
+from experiments.recoveries import FORGETTING, StartSpec, Told, displacement, run_recovery, starting_point, static_bases
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import geometry, keys
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
@@ -102,7 +102,7 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     for optimiser in _names(records, "optimiser"):
         masses = {name: spread(records, "mass", optimiser=optimiser, basis=name) for name in _names(records, "basis")}
         prefix = masses.pop(PREFIX)
-        masses.pop("the forgetting itself")
+        masses.pop(FORGETTING)
         best = max(masses, key=lambda name: masses[name].mean)
         level = spread(records, "random_level", optimiser=optimiser, basis="random")
         rows.append(

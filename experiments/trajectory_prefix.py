@@ -13,22 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from experiments import drawing
-from experiments.recoveries import (
-    HELD_OUT_RUN,
-    StartSpec,
-    Told,
-    displacement,
-    held_out_loss,
-    run_recovery,
-    starting_point,
-    static_bases,
-)
-from lacuna import geometry, trees
+from experiments.prefixes import best_static, prefix_measures, recovered, shown_ranks
+from experiments.recoveries import StartSpec, Told, starting_point, static_bases
+from lacuna.geometry import capture
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
 from lacuna.reports.records import Record
 from lacuna.training import Optimiser
@@ -87,59 +75,22 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     bases = static_bases(
         start, rank=config.rank, num_gradients=config.num_gradients, num_task_vectors=config.num_task_vectors
     )
-    loss_at = held_out_loss(start)
     found: list[Record] = []
-
-    def record(quantity: str, value: object, **where: str | int) -> None:
-        found.append(Record(NAME, quantity, float(np.asarray(value)), "1", {"seed": seed, **where}))
-
     for optimiser in config.optimisers:
         told(f"recovery by {optimiser}")
-        path = run_recovery(start, optimiser)
-        other = run_recovery(start, optimiser, offset=HELD_OUT_RUN, recorded=1)
-        delta, held_out = displacement(start, path), displacement(start, other)
-        prefix = jax.tree.map(lambda x: x[: config.max_rank], path.updates)
-        curves = {
-            "plain": geometry.prefix_captures(prefix, delta),
-            "remainder": geometry.remainder_captures(prefix, delta),
-            "held_out": geometry.prefix_captures(prefix, held_out),
-        }
-        for quantity, masses in curves.items():
-            for m, mass in enumerate(np.asarray(masses), start=1):
-                record(quantity, mass, optimiser=optimiser, m=m)
-        drop = loss_at(start.params) - loss_at(path.end)
-        for m in sorted({config.rank // 2, config.rank, config.max_rank}):
-            basis = geometry.trajectory_prefix(prefix, rank=m)
-            own = jax.tree.map(lambda u, m=m: jnp.sum(u[:m], axis=0), prefix)
-            record(
-                "own_drop",
-                (loss_at(start.params) - loss_at(trees.axpy(1.0, own, start.params))) / drop,
-                optimiser=optimiser,
-                m=m,
-            )
-            for quantity, target in (("functional", delta), ("functional_held_out", held_out)):
-                share = geometry.functional_recovery(loss_at, start.params, target, basis)
-                record(quantity, share, optimiser=optimiser, m=m)
-        for name, basis in bases.items():
-            record("static", geometry.capture(basis, delta).mass, optimiser=optimiser, basis=name)
-        cosine = geometry.capture(geometry.task_vector_basis(jax.tree.map(lambda x: x[None], held_out)), delta).norm
-        record("cosine_of_runs", cosine, optimiser=optimiser)
-        record("random_level", geometry.random_mass(config.rank, delta), optimiser=optimiser)
-        record("start_loss", loss_at(start.params), optimiser=optimiser)
-        record("end_loss", loss_at(path.end), optimiser=optimiser)
+        run = recovered(start, optimiser, max_rank=config.max_rank)
+        measures = list(prefix_measures(start, run, rank=config.rank, max_rank=config.max_rank))
+        measures += [
+            ("static", float(capture(basis, run.delta).mass), {"basis": name}) for name, basis in bases.items()
+        ]
+        found += [
+            Record(NAME, q, value, "1", {"seed": seed, "optimiser": optimiser, **at}) for q, value, at in measures
+        ]
     return found
 
 
 def _optimisers(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(str(r.where["optimiser"]) for r in records if "optimiser" in r.where))
-
-
-def _best_static(records: Sequence[Record], optimiser: str) -> tuple[str, float]:
-    """The static basis with the largest mean mass; the forgetting itself is no basis one has without the answer."""
-    names = dict.fromkeys(str(r.where["basis"]) for r in records if r.quantity == "static")
-    means = {name: spread(records, "static", optimiser=optimiser, basis=name).mean for name in names}
-    best = max((name for name in means if name != "the forgetting itself"), key=means.__getitem__)
-    return best, means[best]
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:
@@ -149,7 +100,7 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
         plain, held_out = (spread(records, q, optimiser=optimiser, m=m) for q in ("plain", "held_out"))
         remainder = spread(records, "remainder", optimiser=optimiser, m=m)
         functional, own = (spread(records, q, optimiser=optimiser, m=m) for q in ("functional", "own_drop"))
-        best, static = _best_static(records, optimiser)
+        best, static = best_static(records, optimiser=optimiser)
         rows.append(
             Claim(
                 "C4",
@@ -171,7 +122,7 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
     head += ["loss drop of the m steps themselves", "plain", "plain, norm"]
     lines, losses = [], []
     for optimiser in _optimisers(records):
-        for m in sorted({config.rank // 2, config.rank, config.max_rank}):
+        for m in shown_ranks(config.rank, config.max_rank):
             cells = [
                 str(spread(records, quantity, optimiser=optimiser, m=m))
                 for quantity in ("held_out", "remainder", "functional", "functional_held_out", "own_drop", "plain")
@@ -197,7 +148,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             ("remainder", {"color": drawing.LIMIT}),
         ):
             drawing.curve(panel, records, quantity, "m", label=quantity.replace("_", "-"), optimiser=optimiser, **look)
-        _, static = _best_static(records, optimiser)
+        _, static = best_static(records, optimiser=optimiser)
         panel.axhline(static, color=drawing.PREDICTED, ls=":", label=f"best static basis of rank {config.rank}")
         panel.set_title(optimiser, loc="left")
         panel.set_xlabel("m, updates in the prefix")
