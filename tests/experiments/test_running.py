@@ -16,17 +16,23 @@ from lacuna.reports.records import Record
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """A folder in which every experiment was run with the preset `smoke`."""
-    folder = tmp_path_factory.mktemp("smoke")
+    """A folder for the runs, and the trained models that several of them share."""
+    return tmp_path_factory.mktemp("smoke")
+
+
+@pytest.fixture(scope="module", params=registry.EXPERIMENTS)
+def run(smoke, request):
+    """The run folder of an experiment with the preset `smoke`: each is run once, within the time of one test."""
+    name = request.param
     with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        assert command.run(["all:smoke", "--cache", str(folder / "cache")]) == 0
-    return folder
-
-
-@pytest.mark.parametrize("name", registry.EXPERIMENTS)
-def test_every_experiment_leaves_a_whole_run_behind(smoke, name):
+        patched.chdir(smoke)
+        assert command.run([f"{name.replace('_', '-')}:smoke", "--cache", str(smoke / "cache")]) == 0
     (run,) = (smoke / "runs" / name).iterdir()
+    return run
+
+
+def test_every_experiment_leaves_a_whole_run_behind(run):
+    name = run.parent.name
     report = (run / "report.md").read_text()
     config = json.loads((run / "config.json").read_text())
     assert config["command"] == f"python -m experiments {name.replace('_', '-')}:smoke"
@@ -40,9 +46,7 @@ def test_every_experiment_leaves_a_whole_run_behind(smoke, name):
         assert figure.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", registry.EXPERIMENTS)
-def test_a_report_is_redrawn_byte_for_byte_elsewhere(smoke, name, tmp_path):
-    (run,) = (smoke / "runs" / name).iterdir()
+def test_a_report_is_redrawn_byte_for_byte_elsewhere(run, tmp_path):
     assert command.run(["report", str(run), "--to", str(tmp_path / "gallery")]) == 0
     for path in [run / "report.md", *(run / "figures").iterdir()]:
         assert (tmp_path / "gallery" / path.relative_to(run)).read_bytes() == path.read_bytes()
