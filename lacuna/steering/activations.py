@@ -85,7 +85,7 @@ def read_stream(
       weights: of `Read.weights`.
       options: others of the model's `apply`: steer, lora.
     """
-    resid = model.apply(params, tokens, taps="all", **options).resid
+    resid: Any = model.apply(params, tokens, taps="all", **options).resid
     wide = jnp.promote_types(resid.dtype, jnp.float32)
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("lbsd,bqs->lbqd", resid.astype(wide), weights.astype(wide), precision=highest)

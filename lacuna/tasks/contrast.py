@@ -1,5 +1,6 @@
 """Questions with given answers, as rows of tokens: alone, for what a model thinks of them, and answered both ways."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -192,7 +193,7 @@ def split(questions: Sequence[Question], sizes: Sequence[int], *, seed: int = 0)
         )
     order = np.random.default_rng(seed).permutation(len(unique))
     cuts = [0, *np.cumsum(sizes).tolist(), len(unique)]
-    return [[unique[i] for i in order[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [[unique[i] for i in order[a:b]] for a, b in itertools.pairwise(cuts)]
 
 
 def _begun(begin: int | None) -> list[int]:
