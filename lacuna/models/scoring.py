@@ -84,7 +84,7 @@ def choice_logits(
     model: Model,
     params: Params,
     tokens: Int[Array, "B S"],
-    choices: Int[Array, "n"],
+    choices: Int[Array, "n"] | Int[Array, "B n"],
     *,
     mask: Mask | None = None,
     **options: Any,
@@ -95,7 +95,7 @@ def choice_logits(
       model: of `causal_lm`.
       params: its parameters.
       tokens: prompts.
-      choices: the tokens that are compared; only their columns of the head are read.
+      choices: the tokens that are compared, for all prompts or for each; only their columns of the head are read.
       mask: False where there is padding; a row ends with its last token.
       options: the others of `apply`.
 
@@ -106,4 +106,8 @@ def choice_logits(
     hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
     last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
     rows = params["embedding"] if model.spec.tied else params["head"]["kernel"].T
-    return logits_of(last, looked_up(rows, choices).T)
+    compared = looked_up(rows, choices)
+    if choices.ndim == 1:
+        return logits_of(last, compared.T)
+    wide = jnp.promote_types(last.dtype, jnp.float32)
+    return jnp.einsum("bd,bnd->bn", last, compared, preferred_element_type=wide)

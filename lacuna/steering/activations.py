@@ -70,6 +70,9 @@ class Read:
         return at, at
 
 
+LAST_PROMPT = Read()
+
+
 def read_stream(
     model: Model, params: Params, tokens: Int[Array, "B S"], *, weights: Float[Array, "B Q S"], **options: Any
 ) -> Float[Array, "levels B Q D"]:
