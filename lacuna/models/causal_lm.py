@@ -19,6 +19,7 @@ from lacuna.errors import InvalidInput
 from lacuna.models.block import Around, Block, CausalLMSpec, Norm
 from lacuna.models.lora import Lora
 from lacuna.models.model import Model, Output
+from lacuna.models.residual import checked_steer, checked_taps, tap
 from lacuna.types import Key, Params
 
 Remat = Literal["none", "block", "dots"]
@@ -70,17 +71,6 @@ def last_positions(mask: Mask | None, shape: tuple[int, ...]) -> Int[Array, "B"]
     return shape[1] - 1 - jnp.argmax(mask[:, ::-1].astype(bool), axis=1)
 
 
-def _checked_taps(taps: Any, num_rows: int) -> tuple[str | None, Int[Array, "B"] | None]:
-    """Where the stream is read: nowhere, at "all" positions, at the "last", or, of each row, at the "given" one."""
-    if taps is None or (isinstance(taps, str) and taps in ("all", "last")):
-        return taps, None
-    at = None if isinstance(taps, str) else jnp.asarray(taps)
-    if at is None or at.shape != (num_rows,) or not jnp.issubdtype(at.dtype, jnp.integer):
-        got = f"`{taps}`" if at is None else f"{at.dtype}{list(at.shape)}"
-        raise InvalidInput('taps must be "all", "last", or one integer position for each row', got=got)
-    return "given", at
-
-
 def stream(
     spec: CausalLMSpec,
     params: Params,
@@ -104,7 +94,7 @@ def stream(
         raise InvalidInput(f"remat must be one of {', '.join(get_args(Remat))}", got=f"`{remat}`")
     if lora is not None:
         lora.check_sites(params["layers"])
-    tapped, at = _checked_taps(taps, tokens.shape[0])
+    tapped, at = checked_taps(taps, tokens.shape[0])
     # Compiled once for each shape, so that a call outside of a `jit` is fast, too. A `layer_map` is the caller's
     # function, often a new one for each call and full of traced values: the caller compiles it with the rest.
     run = _compiled if layer_map is None else _stream
@@ -151,14 +141,9 @@ def _stream(
         allowed = allowed & mask[:, None, :]
 
     x, rotation = _embedded(spec, params, tokens, positions)
-    steer = _checked_steer(spec, steer, x)
+    steer = checked_steer(spec.num_layers, steer, x)
     if steer is not None:
         x = x + steer[0]
-
-    def tap(x: Float[Array, "B S D"]) -> Array | None:
-        if tapped is None:
-            return None
-        return x if at is None else jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]
 
     block = Block(spec)
     scale = spec.head_width**-0.5 if spec.attention_scale is None else spec.attention_scale
@@ -173,7 +158,7 @@ def _stream(
         out, grown = block.apply({"params": weights}, x, Around(near, rotation, sharp, kept, filled, adapter))
         x = out.astype(x.dtype)  # the embedding's, whatever the weights are kept in
         x = x if added is None else x + added
-        return x, (tap(x), grown if kept is not None else None)
+        return x, (None if tapped is None else tap(x, at), grown if kept is not None else None)
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_saveable if remat == "dots" else None
@@ -189,7 +174,7 @@ def _stream(
         windows,
         None if cache is None else (cache.keys, cache.values),
     )
-    first = tap(x)
+    first = None if tapped is None else tap(x, at)
     x, (later, grown) = lax.scan(layer, x, own, unroll=unroll)
     resid = None if first is None else jnp.concatenate([first[None], later])
     norm = Norm(spec.norm, spec.norm_eps)
@@ -230,23 +215,6 @@ def _embedded(
 def looked_up(table: Float[Array, "n D"], index: Int[Array, "*pos"]) -> Float[Array, "*pos D"]:
     """Rows of a table; NaN where there is no such row, for the nearest one would pass for an answer."""
     return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
-
-
-def _checked_steer(spec: CausalLMSpec, steer: Any, x: Float[Array, "B S D"]) -> Array | None:
-    """[L + 1, D] or [L + 1, B, S, D], in the stream's dtype; anything else could broadcast to what nobody meant."""
-    if steer is None:
-        return None
-    steer = jnp.asarray(steer)
-    same = steer.shape[1:] == x.shape[2:]
-    each = steer.ndim == 4 and all(n in (1, m) for n, m in zip(steer.shape[1:3], x.shape, strict=False))
-    if steer.shape[:1] != (spec.num_layers + 1,) or not (same or (each and steer.shape[3] == x.shape[2])):
-        raise InvalidInput(
-            f"steer needs the shape [{spec.num_layers + 1}, D] or [{spec.num_layers + 1}, B, S, D]: a vector for the "
-            "embedding output and for each block",
-            got=f"{list(steer.shape)} for a stream of {list(x.shape)}",
-            hint="1 for B or S where it is to be the same",
-        )
-    return steer.astype(x.dtype)
 
 
 def head_kernel(spec: CausalLMSpec, params: Params) -> Float[Array, "D V"]:

@@ -1,10 +1,13 @@
 """The synthetic transformer: its tree, its causality, and its arithmetic against float64 numpy."""
 
+from dataclasses import replace
+from functools import partial
 from math import erf, pi, sqrt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from lacuna import keys, models, trees
@@ -155,3 +158,117 @@ def test_too_long_a_row_is_refused(tiny):
     model, params, _ = tiny
     with pytest.raises(InvalidInput, match="at most 9 tokens; got 10"):
         model.apply(params, jnp.zeros((1, 10), jnp.int32))
+
+
+def steered(params, tokens, **options):
+    return models.synthetic(TINY).apply(params, tokens, **options)
+
+
+def test_a_steer_of_zeros_and_a_tap_change_no_bit(tiny):
+    _, params, tokens = tiny
+    plain = oracles.bits(jax.jit(steered)(params, tokens).logits)
+    for shape in ((4, 16), (4, *tokens.shape, 16), (4, 1, 8, 16), (4, 4, 1, 16)):
+        found = jax.jit(steered)(params, tokens, steer=jnp.zeros(shape))
+        assert oracles.bits(found.logits) == plain
+        assert found.resid is None
+    assert oracles.bits(jax.jit(partial(steered, taps="all"))(params, tokens).logits) == plain
+
+
+def test_the_stream_goes_from_the_embedding_to_before_the_final_norm(tiny):
+    _, params, tokens = tiny
+    output = steered(params, tokens, taps="all")
+    assert output.resid.shape == (4, 4, 8, 16)
+    np.testing.assert_array_equal(output.resid[0], params["embedding"][tokens])
+    last = np.asarray(output.resid[-1], np.float64)
+    normed = last / np.sqrt(np.mean(last**2, axis=-1, keepdims=True) + 1e-6) * params["final_norm"]["scale"]
+    expected = normed @ np.asarray(params["head"]["kernel"], np.float64)
+    np.testing.assert_allclose(output.logits, expected, atol=30 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+def test_the_stream_of_fewer_blocks_is_its_beginning(tiny):
+    """Level l of a deep model is the last of one that stops after block l."""
+    _, params, tokens = tiny
+    whole = steered(params, tokens, taps="all").resid
+    for level in (1, 2):
+        first = params | {"layers": jax.tree.map(lambda leaf, level=level: leaf[:level], params["layers"])}
+        found = models.synthetic(replace(TINY, num_layers=level)).apply(first, tokens, taps="all").resid
+        np.testing.assert_allclose(found, whole[: level + 1], atol=1e-5 * np.abs(whole).max())
+
+
+def test_a_steer_is_added_where_the_stream_is_read(tiny):
+    _, params, tokens = tiny
+    plain = np.asarray(steered(params, tokens, taps="all").resid)
+    vector = np.asarray(jax.random.normal(keys.root(3), (16,)))
+    for level in range(4):
+        for at in (slice(None), 5):
+            steer = np.zeros((4, 1, 8, 16), np.float32)
+            steer[level, :, at] = vector
+            moved = np.asarray(steered(params, tokens, steer=steer, taps="all").resid)
+            np.testing.assert_array_equal(moved[:level], plain[:level])
+            np.testing.assert_array_equal(moved[level], plain[level] + steer[level])
+            assert (moved[level + 1 :] != plain[level + 1 :]).any() or level == 3
+
+
+def test_one_vector_for_all_tokens_is_that_vector_at_each(tiny):
+    _, params, tokens = tiny
+    steer = jax.random.normal(keys.root(4), (4, 16))
+    spread = jnp.broadcast_to(steer[:, None, None], (4, 4, 8, 16))
+    expected = steered(params, tokens, steer=steer).logits
+    for same in (spread, spread[:, :1], spread[:, :, :1]):
+        found = steered(params, tokens, steer=same).logits
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_tap_at_one_position_is_that_of_the_whole_stream(tiny):
+    _, params, tokens = tiny
+    whole = steered(params, tokens, taps="all").resid
+    np.testing.assert_array_equal(steered(params, tokens, taps="last").resid, whole[:, :, -1])
+    given = steered(params, tokens, taps=jnp.array([3, 7, 0, 5])).resid
+    np.testing.assert_array_equal(given, whole[:, jnp.arange(4), jnp.array([3, 7, 0, 5])])
+
+
+def test_a_map_over_steers_is_a_loop_over_them(tiny):
+    _, params, tokens = tiny
+    grid = jax.random.normal(keys.root(5), (5, 4, 16))
+    found = jax.jit(jax.vmap(lambda steer: steered(params, tokens, steer=steer, taps="last")))(grid)
+    for i, steer in enumerate(grid):
+        alone = steered(params, tokens, steer=steer, taps="last")
+        for one, other in zip((found.logits[i], found.resid[i]), alone, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+
+
+def test_pushing_forward_is_a_small_difference_and_the_transpose_of_pulling_back(tiny):
+    """By parameters and by the steer, in float64: these weights bend so much that float32 has no small step."""
+    _, params, tokens = tiny
+
+    def resid(params, steer):
+        return steered(params, tokens, steer=steer, taps="all").resid
+
+    with jax.enable_x64(True):
+        at = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, jnp.zeros((4, 16))))
+        along = jax.tree.map(lambda leaf: jax.random.normal(keys.root(leaf.size), leaf.shape), at)
+        stream, pushed = jax.jvp(resid, at, along)
+        assert stream.dtype == jnp.float64
+        weights = jax.random.normal(keys.root(6), pushed.shape)
+        pulled = jax.vjp(resid, *at)[1](weights)
+        np.testing.assert_allclose(np.vdot(weights, pushed), oracles.flat(pulled) @ oracles.flat(along), rtol=1e-9)
+        step = 1e-7
+        ahead, behind = (resid(*jax.tree.map(lambda x, v, s=s: x + s * step * v, at, along)) for s in (1, -1))
+        np.testing.assert_allclose((ahead - behind) / (2 * step), pushed, atol=1e-6 * np.abs(pushed).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steer": jnp.zeros((3, 16))}, r"steer needs the shape \[4, D\] or \[4, B, S, D\].* got \[3, 16\]"),
+        ({"steer": jnp.zeros((4, 8, 16))}, r"got \[4, 8, 16\] for a stream of \[4, 8, 16\].*1 for B or S"),
+        ({"steer": jnp.zeros((4, 4, 7, 16))}, r"got \[4, 4, 7, 16\]"),
+        ({"taps": "first"}, r'taps must be "all", "last", or one integer position for each row; got `first`'),
+        ({"taps": jnp.zeros(3, int)}, r"taps must be .*; got int32\[3\]"),
+        ({"taps": jnp.zeros(4)}, r"taps must be .*; got float32\[4\]"),
+    ],
+)
+def test_a_steer_or_taps_of_another_form_are_refused(tiny, options, message):
+    _, params, tokens = tiny
+    with pytest.raises(InvalidInput, match=message):
+        steered(params, tokens, **options)
