@@ -74,7 +74,12 @@ LAST_PROMPT = Read()
 
 
 def read_stream(
-    model: Model, params: Params, tokens: Int[Array, "B S"], *, weights: Float[Array, "B Q S"], **options: Any
+    model: Model,
+    params: Params,
+    tokens: Int[Array | np.ndarray, "B S"],
+    *,
+    weights: Float[Array | np.ndarray, "B Q S"],
+    **options: Any,
 ) -> Float[Array, "levels B Q D"]:
     """The residual stream at all levels, at the places that weights name; float32 or the model's own if wider.
 
@@ -88,10 +93,10 @@ def read_stream(
       weights: of `Read.weights`.
       options: others of the model's `apply`: steer, lora.
     """
-    resid: Any = model.apply(params, tokens, taps="all", **options).resid
+    resid: Any = model.apply(params, jnp.asarray(tokens), taps="all", **options).resid
     wide = jnp.promote_types(resid.dtype, jnp.float32)
     highest = jax.lax.Precision.HIGHEST
-    return jnp.einsum("lbsd,bqs->lbqd", resid.astype(wide), weights.astype(wide), precision=highest)
+    return jnp.einsum("lbsd,bqs->lbqd", resid.astype(wide), jnp.asarray(weights, wide), precision=highest)
 
 
 def stream_norms(resid: Float[Array, "levels B Q D"]) -> Float[Array, "levels"]:

@@ -276,7 +276,7 @@ def _judged(found: dict[str, Any], num_held_out: int) -> CosineMap:
     )
 
 
-def unembedding_difference(params: Params, choices: Int[Array, "B 2"]) -> Float[Array, "D"]:
+def unembedding_difference(params: Params, choices: Int[Array | np.ndarray, "B 2"]) -> Float[Array, "D"]:
     """The head's column of the positive answer less that of the other, averaged over prompts.
 
     A confound: a step that only raises one answer's logit moves the last levels along it, and where the head is the

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
@@ -22,10 +23,10 @@ Margin = Callable[..., Float[Array, "B"]]
 def choice_margin(
     model: Model,
     params: Params,
-    tokens: Int[Array, "B S"],
+    tokens: Int[Array | np.ndarray, "B S"],
     *,
-    length: Int[Array, "B"],
-    choices: Int[Array, "B 2"],
+    length: Int[Array | np.ndarray, "B"],
+    choices: Int[Array | np.ndarray, "B 2"],
     **options: Any,
 ) -> Float[Array, "B"]:
     """Logit of the positive answer minus that of the other behind each prompt: their log-odds, float32.
@@ -38,6 +39,7 @@ def choice_margin(
       choices: of each the tokens of its two answers.
       options: others of the model's `apply`: steer, lora.
     """
+    tokens, length, choices = (jnp.asarray(x) for x in (tokens, length, choices))
     if isinstance(model.spec, CausalLMSpec):
         mask = jnp.arange(tokens.shape[1]) < length[:, None]
         found = choice_logits(model, params, tokens, choices, mask=mask, **options)

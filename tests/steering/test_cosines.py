@@ -17,7 +17,8 @@ READ = steering.Read(back=(0, 3))
 
 def cosine(a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    with np.errstate(invalid="ignore"):  # at the embedding some prompts end alike: nothing is different there
+        return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
 def relabelled(prompts, positive):
@@ -97,12 +98,9 @@ def test_the_shortcut_holds_for_an_adapter():
         for function in (steering.choice_margin, steering.read_stream)
     )
     fit, held_out = tiny_contrast.prompts(6, seed=1), tiny_contrast.prompts(4, seed=2)
-    found = steering.cosine_map(margin, stream, factors, fit, held_out, num_shuffled=2)
+    found = steering.cosine_map(margin, stream, factors, fit, held_out, read=READ, num_shuffled=2)
     adapted = tiny_contrast.Tiny(tiny.model, factors, stream, margin)
-    global READ
-    kept, READ = READ, steering.Read()
     wanted = direct(adapted, fit, held_out, step_labels=fit.positive, contrast_labels=fit.positive)
-    READ = kept
     np.testing.assert_allclose(
         found.nulls["class_difference", "gradient"].observed[1:], wanted["class_difference"][1:], atol=2e-5
     )
@@ -114,7 +112,7 @@ def test_a_step_of_the_labels_is_minus_their_losses_gradient():
     rows = tiny_contrast.prompts(6, seed=1)
 
     def loss(params):
-        logits = tiny.model.apply(params, rows.tokens).logits
+        logits = tiny.model.apply(params, jnp.asarray(rows.tokens)).logits
         last = logits[np.arange(6), rows.length - 1]
         gap = last[:, 4] - last[:, 17]
         return -jnp.mean(jax.nn.log_sigmoid(jnp.where(rows.right == 0, gap, -gap)))
@@ -129,7 +127,7 @@ def test_a_step_of_the_labels_is_minus_their_losses_gradient():
 def test_a_margin_is_the_difference_of_two_logits_behind_the_prompt(name):
     tiny = tiny_contrast.tiny(name)
     rows = tiny_contrast.prompts(6)
-    logits = np.asarray(tiny.model.apply(tiny.params, rows.tokens).logits)
+    logits = np.asarray(tiny.model.apply(tiny.params, jnp.asarray(rows.tokens)).logits)
     last = logits[np.arange(6), rows.length - 1]
     found = tiny.margin(tiny.params, rows.tokens, length=rows.length, choices=rows.choices)
     np.testing.assert_allclose(found, last[:, 4] - last[:, 17], atol=1e-4)
@@ -189,7 +187,8 @@ def test_on_a_trained_model_shuffled_labels_have_a_large_cosine_too(data):
         num_shuffled=100, moving="(?!embedding).*",
     )  # fmt: skip
     mean = found.nulls["mean", "gradient"]
-    assert (np.abs(mean.mean[-2:]) > 5 * mean.deviation[-2:]).all()
-    assert np.abs(mean.mean[-1]) > 0.3
     apart = found.nulls["class_difference", "gradient"]
-    assert (np.abs(apart.mean[-2:]) > 0.3).all()
+    for null in (mean, apart):
+        far = np.abs(null.mean[-1]) / null.deviation[-1]
+        assert far > 3
+        assert np.abs(null.mean[-1]) > 0.3
