@@ -232,7 +232,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     path.write_bytes(whole[:-3])
     with pytest.raises(BadCheckpoint, match=r"must be a whole safetensors file; got"):
         load_vectors(path)
-    for at in (len(whole) - 9, whole.index(b"bfloat16"), whole.index(b"ud83c") + 4):
+    for at in (len(whole) - 9, whole.index(b"bfloat16"), whole.index(rb"\\ud83c")):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(InvalidInput, match="as it was written; got another content than its digest is of"):
             load_vectors(path)
@@ -290,14 +290,8 @@ def test_a_trained_model_gives_the_difference_of_means_of_its_own_stream(trained
     prompts = Prompts(positive.tokens, positive.start, np.zeros((len(TEXTS), 2), np.int32), right)
     found = statement(model, params, prompts, batch_size=3)
     assert found.vectors.shape == (model.spec.num_layers + 1, 1, model.spec.width)
-    alone = [
-        np.asarray(
-            model.apply(params, jnp.asarray(row[None, :length]), taps="last").resid[:, 0],
-            np.float64,
-        )
-        for row, length in zip(prompts.tokens, prompts.length, strict=True)
-    ]
-    rows = np.stack(alone, axis=1)
+    tapped = model.apply(params, jnp.asarray(prompts.tokens), taps=jnp.asarray(prompts.length - 1)).resid
+    rows = np.asarray(tapped, np.float64)
     wanted = rows[:, right == 0].mean(1) - rows[:, right == 1].mean(1)
     np.testing.assert_allclose(found.vectors[:, 0], wanted, rtol=0, atol=2e-6 * np.abs(rows).max())
     assert not found.at(0).any()  # all of them end with the same word
