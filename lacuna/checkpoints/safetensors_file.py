@@ -80,6 +80,11 @@ def read_header(file: Path) -> dict[str, Extent]:
     Raises:
       BadCheckpoint: the file is cut, or its header is not one; says what is wrong, and with which tensor.
     """
+    return _read_header(file)[0]
+
+
+def _read_header(file: Path) -> tuple[dict[str, Extent], dict[str, str]]:
+    """The extents, and the metadata."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -109,7 +114,7 @@ def read_header(file: Path) -> dict[str, Extent]:
         got = f"{size - first} bytes of tensors instead of {reached - first}"
         cut = told(name for start, end, name in ends if end > size)
         raise _damaged(file, f"{got}: cut off are {cut}" if cut else got, hint="fetch it again")
-    return extents
+    return extents, metadata
 
 
 def _extent(file: Path, name: str, entry: Any, first: int) -> tuple[Extent, int]:
@@ -153,13 +158,14 @@ class MappedFile:
 
     Attributes:
       tensors: by name.
+      metadata: what else the header says.
 
     Raises:
       BadCheckpoint: as from `read_header`.
     """
 
     def __init__(self, file: Path) -> None:
-        extents = read_header(file)
+        extents, self.metadata = _read_header(file)
         with file.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self.tensors: dict[str, np.ndarray] = {name: self._view(extent) for name, extent in extents.items()}
@@ -180,6 +186,8 @@ def write(
     file: Path,
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     read: Callable[[str], Iterable[np.ndarray]],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file, one tensor at a time, through to the disk.
 
@@ -187,10 +195,11 @@ def write(
       file: made anew.
       tensors: dtype and shape by name.
       read: gives a tensor's elements in order, in as many pieces as it likes.
+      metadata: more of it for the header, beside the `format` that other readers look for.
     """
     # Wide elements first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), "format": "pt"}}
     end = 0
     for name in names:
         dtype, shape = tensors[name]

@@ -2,7 +2,11 @@
 
 from lacuna.steering.activations import Read as Read
 from lacuna.steering.activations import read_stream as read_stream
-from lacuna.steering.activations import stream_norms as stream_norms
+from lacuna.steering.caa import SteeringVectors as SteeringVectors
+from lacuna.steering.caa import load_vectors as load_vectors
+from lacuna.steering.caa import paired as paired
+from lacuna.steering.caa import save_vectors as save_vectors
+from lacuna.steering.caa import statement as statement
 from lacuna.steering.cosines import CosineMap as CosineMap
 from lacuna.steering.cosines import cosine_map as cosine_map
 from lacuna.steering.cosines import example_shifts as example_shifts

@@ -42,35 +42,39 @@ class Read:
             raise InvalidInput(f"where must be one of {', '.join(get_args(Where))}", got=f"`{self.where}`")
         if not self.back or min(self.back) < 0:
             raise InvalidInput("back must be numbers of tokens, at least one of them and none negative", got=self.back)
-        num_rows, num_tokens = spans.tokens.shape
-        found = np.zeros((num_rows, len(self.back), num_tokens), np.float32)
-        for i in range(num_rows):
-            first, last = self._range(spans, i)
-            for q, back in enumerate(self.back):
-                if not 0 <= first - back <= last - back < spans.end[i]:
-                    raise InvalidInput(
-                        f"row {i} has {spans.end[i]} tokens, of which {max(0, spans.end[i] - spans.start[i])} are its "
-                        f"answer; there is none to read at `{self.where}`"
-                        + (f" {self.index}" if self.where == "index" else "")
-                        + (f", {back} tokens back" if back else "")
-                    )
-                found[i, q, first - back : last - back + 1] = 1 / (last - first + 1)
-        return found
+        back = np.asarray(self.back, np.int32)
+        first, last = (at[:, None] - back for at in self._range(spans))
+        there = (first >= 0) & (first <= last) & (last < spans.end[:, None])
+        if not there.all():
+            row, place = np.argwhere(~there)[0].tolist()
+            num_answer = max(0, int(spans.end[row] - spans.start[row]))
+            rule = f"`index` {self.index}" if self.where == "index" else f"`{self.where}`"
+            raise InvalidInput(
+                f"row {row} must have a token to read at {rule}"
+                + (f", {self.back[place]} tokens back" if self.back[place] else ""),
+                got=f"{spans.end[row]} tokens, {num_answer} of them an answer",
+            )
+        at = np.arange(spans.tokens.shape[1])
+        inside = (first[..., None] <= at) & (at <= last[..., None])
+        return inside / (last - first + 1).astype(np.float32)[..., None]
 
-    def _range(self, spans: Spans, row: int) -> tuple[int, int]:
-        """The first and the last token of a row."""
-        start, end = int(spans.start[row]), int(spans.end[row])
+    def _range(self, spans: Spans) -> tuple[Int[np.ndarray, "B"], Int[np.ndarray, "B"]]:
+        """The first and the last token of each row, before going back."""
         if self.where == "answer_mean":
-            return (start, end - 1) if end > start else (-1, -1)
+            return spans.start, spans.end - 1
         at = {
-            "last_prompt": start - 1,
-            "label": int(spans.label[row]),
-            "index": self.index + end if self.index < 0 else self.index,
+            "last_prompt": spans.start - 1,
+            "label": spans.label,
+            "index": spans.end + self.index if self.index < 0 else np.full_like(spans.end, self.index),
         }[self.where]
         return at, at
 
 
 LAST_PROMPT = Read()
+"""Where `statement` contrasts are read: the answer is never seen."""
+
+LABEL = Read("label")
+"""Where `paired` contrasts are read."""
 
 
 def read_stream(
@@ -87,18 +91,18 @@ def read_stream(
     (L + 1) x B x S x D, is there for one batch at a time: give it in batches.
 
     Args:
-      model: that reports its stream: `causal_lm` or `synthetic`.
+      model: one that reports its stream.
       params: its parameters.
       tokens: rows; padding may stand behind them.
       weights: of `Read.weights`.
       options: others of the model's `apply`: steer, lora.
+
+    Raises:
+      InvalidInput: the model does not report its stream.
     """
     resid: Any = model.apply(params, jnp.asarray(tokens), taps="all", **options).resid
+    if resid is None:
+        raise InvalidInput('the model must report its residual stream with taps="all"', got="logits alone")
     wide = jnp.promote_types(resid.dtype, jnp.float32)
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("lbsd,bqs->lbqd", resid.astype(wide), jnp.asarray(weights, wide), precision=highest)
-
-
-def stream_norms(resid: Float[Array, "levels B Q D"]) -> Float[Array, "levels"]:
-    """The mean norm of the stream at each level: what strengths of steering are fractions of."""
-    return jnp.mean(jnp.linalg.norm(resid.astype(jnp.float32), axis=-1), axis=(1, 2))

@@ -57,6 +57,14 @@ def test_what_the_reference_writes_is_read(tmp_path):
     assert not any(x.flags.writeable for x in mapped.tensors.values() if x.size)
 
 
+def test_metadata_comes_back_and_the_reference_reads_it(tmp_path):
+    file, metadata = tmp_path / "model.safetensors", {"about": 'a „text“ with "quotes"\n', "version": "1"}
+    write(file, {"wide": (np.dtype(np.float64), (3, 5))}, in_pieces, metadata=metadata)
+    assert MappedFile(file).metadata == {**metadata, "format": "pt"}
+    with safe_open(file, "numpy") as theirs:
+        assert theirs.metadata() == {**metadata, "format": "pt"}
+
+
 def test_tensors_are_aligned_to_their_elements(tmp_path):
     for extent in read_header(written(tmp_path)).values():
         assert extent.start % extent.dtype.itemsize == 0
