@@ -75,14 +75,15 @@ def shuffled_labels(
     Raises:
       InvalidInput: a group with both labels; names it.
     """
-    of_prompt = np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    groups = np.arange(len(positive)) if groups is None else groups
+    names, of_prompt = np.unique(groups, return_inverse=True)
     sizes = np.bincount(of_prompt)
     num_positive = np.bincount(of_prompt, weights=positive).astype(int)
     mixed = np.flatnonzero((num_positive > 0) & (num_positive < sizes))
     if len(mixed):
         raise InvalidInput(
             "the prompts of a group must have one label",
-            got=f"{num_positive[mixed[0]]} positive of {sizes[mixed[0]]} in group {np.unique(groups)[mixed[0]]}",
+            got=f"{num_positive[mixed[0]]} positive of {sizes[mixed[0]]} in group {names[mixed[0]]}",
         )
     random = np.random.default_rng(seed)
     return random.permuted(np.broadcast_to(num_positive > 0, (num, len(sizes))), axis=1)[:, of_prompt]
