@@ -56,7 +56,7 @@ def test_the_shortcut_is_the_direct_computation(name):
             for wanted, which in ((gradient, "gradient"), (pipeline, "pipeline")):
                 null = found.nulls[readout, which]
                 value = null.observed if i == 0 else null.values[i - 1]
-                np.testing.assert_allclose(value[1:], wanted[readout][1:], atol=2e-5)
+                np.testing.assert_allclose(value[1:], wanted[readout][1:], atol=1e-4)  # differences of float32 sums
 
 
 def test_what_is_expected_of_shuffled_labels_is_their_mean():
@@ -119,7 +119,7 @@ def test_a_step_of_the_labels_is_minus_their_losses_gradient():
 
     step = steering.label_step(tiny.margin, tiny.params, rows)
     for found, slope in zip(jax.tree.leaves(step), jax.tree.leaves(jax.grad(loss)(tiny.params)), strict=True):
-        np.testing.assert_allclose(found, -slope, atol=1e-6)
+        np.testing.assert_allclose(found, -slope, atol=1e-6 * np.abs(slope).max())
     np.testing.assert_allclose(steering.label_loss(tiny.margin, tiny.params, rows), loss(tiny.params), rtol=1e-5)
 
 

@@ -1,0 +1,211 @@
+"""The labelled contrasts of the experiments: a model, questions with two answers, and what is not to be harmed.
+
+*feelings*: who found the toy was happy, who lost it was sad. The label belongs to the event, so prompts of one event are
+no independent evidence: the parts share no event, and labels are shuffled over events. Made for a model of children's
+stories; a step or a push is not to harm whether it knows who is a she and who a he. *boolq*: yes or no, of a passage.
+*digits*: the synthetic model's own, which first digit a sorted sequence has; nothing needs to be read for it.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int
+
+from experiments.language_models import DATA
+from experiments.recoveries import Told
+from lacuna import keys, models, setups, steering, trees
+from lacuna.checkpoints import load_hf, load_tokenizer, sources
+from lacuna.errors import InvalidInput
+from lacuna.tasks import Prompts, Question, boolq_split, digit_contrast, digits, fitting, prompt_rows, read_boolq
+from lacuna.types import Params
+
+STORIES = DATA / "stories"
+"""Where the model of children's stories is looked for: `model` and `tokenizer` in it."""
+
+BOOLQ = DATA / "boolq.jsonl"
+
+HAPPY = (
+    "found the toy", "got a new ball", "went to the park", "played with the dog", "ate a big cake", "had a fun day",
+    "saw a pretty bird", "made a new friend", "won the game", "got a big hug", "went to a party",
+    "opened a nice gift", "helped the cat", "found a shiny stone", "rode a new bike", "sang a happy song",
+    "built a big tower", "had a yummy snack", "played in the sun", "saw a rainbow", "got a red balloon",
+    "danced with mom", "found the lost dog", "heard a funny joke", "went to the beach", "picked a nice flower",
+    "fed the little duck", "shared the cookies",
+)  # fmt: skip
+
+SAD = (
+    "lost the toy", "broke the ball", "fell down and got hurt", "could not find the dog", "dropped the cake",
+    "had a bad dream", "saw a dead bird", "lost a good friend", "lost the game", "got a big cut", "missed the party",
+    "tore the nice gift", "hurt the cat", "lost a shiny stone", "fell off the bike", "heard a scary noise",
+    "broke the big tower", "had no food", "had to stay in bed", "got wet in the rain", "popped the red balloon",
+    "had a fight with mom", "lost the little dog", "heard a mean word", "got sick at the beach",
+    "stepped on a flower", "saw the duck go away", "spilled the milk",
+)  # fmt: skip
+
+GIRLS, BOYS = ("Lily", "Anna", "Mia", "Lucy", "Sue", "Sara"), ("Tim", "Tom", "Ben", "Max", "Sam", "Jack")
+
+TEMPLATES = {"feelings": "{name} {event}. {name} was very", "digits": "[task] d_1 .. d_8 [separator]"}
+"""Of the prompts; that of BoolQ is `lacuna.tasks.boolq.TEMPLATE`."""
+
+Contrast = Literal["", "feelings", "boolq", "digits"]
+
+
+@dataclass(frozen=True)
+class ContrastSpec:
+    """A contrast, and how many questions of it.
+
+    Attributes:
+      contrast: `feelings`, `boolq` or `digits`. None: `feelings` where `data/stories` is there, else `digits`.
+      model: folder or hub id of the language model. None: that of `data/stories`.
+      tokenizer: folder or hub id. None: that of `data/stories`, or the model's own.
+      questions: BoolQ: a .jsonl file or an id of `datasets`. None: `data/boolq.jsonl`.
+      num_names: names an event is told of, half of them girls'.
+      num_fit_events: events of either kind to fit on; a third as many to choose on, and the rest to judge on.
+      num_fit: questions to fit on where they are not told of events.
+      num_chosen_on: questions to choose levels and strengths on.
+      num_judged_on: questions that are looked at last.
+      max_length: tokens of a question; longer ones are left out.
+      train_steps: of the synthetic model.
+    """
+
+    contrast: Contrast = ""
+    model: str = ""
+    tokenizer: str = ""
+    questions: str = ""
+    num_names: int = 4
+    num_fit_events: int = 14
+    num_fit: int = 128
+    num_chosen_on: int = 64
+    num_judged_on: int = 128
+    max_length: int = 256
+    train_steps: int = 1500
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_names <= 2 * len(GIRLS) or self.num_names % 2:
+            raise InvalidInput(f"num_names must be even, from 2 to {2 * len(GIRLS)}", got=self.num_names)
+        if not 2 <= self.num_fit_events <= 18:
+            raise InvalidInput("num_fit_events must be from 2 to 18", got=self.num_fit_events)
+
+
+class Part(NamedTuple):
+    """Questions of one use.
+
+    Attributes:
+      questions: as text; none for the synthetic model.
+      prompts: as tokens.
+      groups: of each the event that its label belongs to; of its own where there are none.
+    """
+
+    questions: tuple[Question, ...]
+    prompts: Prompts
+    groups: Int[np.ndarray, "n"]
+
+
+class Contrasted(NamedTuple):
+    """A model and a contrast.
+
+    Attributes:
+      contrast: its name.
+      name: of the model, for tables.
+      model: its architecture.
+      params: its weights, float32.
+      encode: text to tokens; None for the synthetic model.
+      begin: the token in front of every row; None where there is none.
+      template: of the prompts.
+      fit: questions that vectors and steps are made of.
+      chosen_on: questions that levels and strengths are chosen on.
+      judged_on: questions that are looked at last.
+      others: other tasks by name, with two answers each, which steering is not to harm.
+      text: plain rows that the model knows.
+    """
+
+    contrast: str
+    name: str
+    model: models.Model
+    params: Params
+    encode: Any
+    begin: int | None
+    template: str
+    fit: Part
+    chosen_on: Part
+    judged_on: Part
+    others: dict[str, Prompts]
+    text: Int[Array, "B S"]
+
+
+def _kind(spec: ContrastSpec) -> str:
+    return spec.contrast or ("feelings" if (STORIES / "model").is_dir() or spec.model else "digits")
+
+
+def _source(spec: ContrastSpec) -> tuple[str, str]:
+    """Model and tokenizer of a contrast of words."""
+    if spec.model:
+        return spec.model, spec.tokenizer or spec.model
+    return str(STORIES / "model"), spec.tokenizer or str(STORIES / "tokenizer")
+
+
+def resolved(spec: ContrastSpec) -> dict[str, str]:
+    """What a specification stands for here and now.
+
+    Raises:
+      InvalidInput: what it needs is not there.
+    """
+    kind = _kind(spec)
+    if kind == "digits":
+        return {"contrast": kind, "model": "synthetic"}
+    source, tokenizer = _source(spec)
+    sources.read_config(sources.find(source, weights=False))
+    load_tokenizer(tokenizer)
+    return {"contrast": kind, "model": source, "questions": _questions(spec) if kind == "boolq" else "events"}
+
+
+def _questions(spec: ContrastSpec) -> str:
+    found = spec.questions or str(BOOLQ)
+    if not spec.questions and not BOOLQ.is_file():
+        raise InvalidInput("boolq needs its questions", got=f"no {BOOLQ}", hint="--questions google/boolq")
+    return found
+
+
+def contrasted(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contrasted:
+    """The model and the questions of a seed: another seed is another split of events or questions, and for the
+    synthetic model another training."""
+    kind = _kind(spec)
+    if kind == "digits":
+        return _digits(spec, seed, cache, told)
+    source, tokenizer_source = _source(spec)
+    told(f"reading {source}")
+    model, params = load_hf(source, dtype=jnp.float32)
+    tokenizer = load_tokenizer(tokenizer_source)
+    encode = partial(_encoded, tokenizer)
+    begin = tokenizer.bos_token_id if _begins(tokenizer, encode) else None
+    rows = partial(prompt_rows, encode=encode, max_length=spec.max_length, begin=begin)
+    if kind == "feelings":
+        parts = _feelings(spec, seed, rows)
+        names = GIRLS + BOYS
+        asked = [(name, event) for name, event in itertools.product(names, HAPPY[::7] + SAD[::7])]
+        pronouns = [Question(f"{name} {event}.", (" She", " He"), int(name in BOYS)) for name, event in asked]
+        others = {"pronouns": rows(pronouns, first_piece=True)}
+        template = TEMPLATES["feelings"]
+        text = own_text(model, params, begin or 0, num_rows=24, length=48, key=keys.stream(seed, "text"))
+    else:
+        from lacuna.tasks.boolq import TEMPLATE as template
+
+        parts, text = _boolq(spec, seed, rows, encode, begin)
+        others = {}
+    return Contrasted(kind, source, model, params, encode, begin, template, *parts, others, text)
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+
+def _begins(tokenizer: Any, encode: Any) -> bool:
+    """Whether the tokenizer's rows begin with a token of its own; Llama's do, GPT-2's and Qwen's do not."""
+    return tokenizer.bos_token_id is not None and type(tokenizer).__name__ not in ("GPT2Tokenizer", "Qwen2Tokenizer")
