@@ -1,10 +1,13 @@
 """Tasks: a loss, a metric and addressable data. Nothing here knows what a model is made of."""
 
+from lacuna.tasks.contrast import Kept as Kept
 from lacuna.tasks.contrast import Prompts as Prompts
 from lacuna.tasks.contrast import Question as Question
 from lacuna.tasks.contrast import Spans as Spans
+from lacuna.tasks.contrast import fitting as fitting
 from lacuna.tasks.contrast import pair_spans as pair_spans
 from lacuna.tasks.contrast import prompt_rows as prompt_rows
+from lacuna.tasks.contrast import split as split
 from lacuna.tasks.digits import DIGIT_TASKS as DIGIT_TASKS
 from lacuna.tasks.digits import Mixture as Mixture
 from lacuna.tasks.digits import digit_batch as digit_batch
