@@ -1,5 +1,9 @@
 """Tasks: a loss, a metric and addressable data. Nothing here knows what a model is made of."""
 
+from lacuna.tasks.behaviours import balanced as balanced
+from lacuna.tasks.behaviours import read_behaviours as read_behaviours
+from lacuna.tasks.boolq import boolq_split as boolq_split
+from lacuna.tasks.boolq import read_boolq as read_boolq
 from lacuna.tasks.contrast import Kept as Kept
 from lacuna.tasks.contrast import Prompts as Prompts
 from lacuna.tasks.contrast import Question as Question
