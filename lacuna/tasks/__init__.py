@@ -12,6 +12,7 @@ from lacuna.tasks.contrast import fitting as fitting
 from lacuna.tasks.contrast import pair_spans as pair_spans
 from lacuna.tasks.contrast import prompt_rows as prompt_rows
 from lacuna.tasks.contrast import split as split
+from lacuna.tasks.digit_contrast import digit_contrast as digit_contrast
 from lacuna.tasks.digits import DIGIT_TASKS as DIGIT_TASKS
 from lacuna.tasks.digits import Mixture as Mixture
 from lacuna.tasks.digits import digit_batch as digit_batch
