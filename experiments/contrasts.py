@@ -1,13 +1,13 @@
 """The labelled contrasts of the experiments: a model, questions with two answers, and what is not to be harmed.
 
-*feelings*: who found the toy was happy, who lost it was sad. The label belongs to the event, so prompts of one event are
-no independent evidence: the parts share no event, and labels are shuffled over events. Made for a model of children's
-stories; a step or a push is not to harm whether it knows who is a she and who a he. *boolq*: yes or no, of a passage.
-*digits*: the synthetic model's own, which first digit a sorted sequence has; nothing needs to be read for it.
+*feelings*: who found the toy was happy, who lost it was sad. The label belongs to the event, so prompts of one event
+are no independent evidence: the parts share no event, and labels are shuffled over events. Made for a model of
+children's stories; a step or a push is not to harm whether it knows who is a she and who a he. *boolq*: yes or no, of a
+passage. *digits*: the synthetic model's own, which of two digits a sorted sequence begins with; it needs no file.
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,13 +23,20 @@ from experiments.recoveries import Told
 from lacuna import keys, models, setups, steering, trees
 from lacuna.checkpoints import load_hf, load_tokenizer, sources
 from lacuna.errors import InvalidInput
-from lacuna.tasks import Prompts, Question, boolq_split, digit_contrast, digits, fitting, prompt_rows, read_boolq
-from lacuna.types import Params
+from lacuna.tasks import Prompts, Question, digits, pack, prompt_rows
+from lacuna.tasks.boolq import boolq_split, read_boolq
+from lacuna.tasks.contrast import fitting
+from lacuna.tasks.digit_contrast import digit_contrast
+from lacuna.training import TrainConfig
+from lacuna.types import Delta, Key, Params
 
 STORIES = DATA / "stories"
 """Where the model of children's stories is looked for: `model` and `tokenizer` in it."""
 
 BOOLQ = DATA / "boolq.jsonl"
+
+TASK, DIGITS = "sort", (0, 1)
+"""Of the synthetic model: is the least of eight digits a 0 or a 1?"""
 
 HAPPY = (
     "found the toy", "got a new ball", "went to the park", "played with the dog", "ate a big cake", "had a fun day",
@@ -65,6 +72,7 @@ class ContrastSpec:
       contrast: `feelings`, `boolq` or `digits`. None: `feelings` where `data/stories` is there, else `digits`.
       model: folder or hub id of the language model. None: that of `data/stories`.
       tokenizer: folder or hub id. None: that of `data/stories`, or the model's own.
+      begin_token: text of a token that stands in front of every row; `<s>` for the model of `data/stories`.
       questions: BoolQ: a .jsonl file or an id of `datasets`. None: `data/boolq.jsonl`.
       num_names: names an event is told of, half of them girls'.
       num_fit_events: events of either kind to fit on; a third as many to choose on, and the rest to judge on.
@@ -78,6 +86,7 @@ class ContrastSpec:
     contrast: Contrast = ""
     model: str = ""
     tokenizer: str = ""
+    begin_token: str = ""
     questions: str = ""
     num_names: int = 4
     num_fit_events: int = 14
@@ -85,13 +94,16 @@ class ContrastSpec:
     num_chosen_on: int = 64
     num_judged_on: int = 128
     max_length: int = 256
-    train_steps: int = 1500
+    train_steps: int = 150
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_names <= 2 * len(GIRLS) or self.num_names % 2:
             raise InvalidInput(f"num_names must be even, from 2 to {2 * len(GIRLS)}", got=self.num_names)
         if not 2 <= self.num_fit_events <= 18:
             raise InvalidInput("num_fit_events must be from 2 to 18", got=self.num_fit_events)
+        for name in ("num_fit", "num_chosen_on", "num_judged_on"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise InvalidInput(f"{name} must be even and at least 2", got=getattr(self, name))
 
 
 class Part(NamedTuple):
@@ -184,7 +196,8 @@ def contrasted(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contra
     model, params = load_hf(source, dtype=jnp.float32)
     tokenizer = load_tokenizer(tokenizer_source)
     encode = partial(_encoded, tokenizer)
-    begin = tokenizer.bos_token_id if _begins(tokenizer, encode) else None
+    begin_token = "<s>" if source == str(STORIES / "model") else spec.begin_token
+    begin = tokenizer.convert_tokens_to_ids(begin_token) if begin_token else None
     rows = partial(prompt_rows, encode=encode, max_length=spec.max_length, begin=begin)
     if kind == "feelings":
         parts = _feelings(spec, seed, rows)
@@ -206,6 +219,95 @@ def _encoded(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
-def _begins(tokenizer: Any, encode: Any) -> bool:
-    """Whether the tokenizer's rows begin with a token of its own; Llama's do, GPT-2's and Qwen's do not."""
-    return tokenizer.bos_token_id is not None and type(tokenizer).__name__ not in ("GPT2Tokenizer", "Qwen2Tokenizer")
+def _feelings(spec: ContrastSpec, seed: int, rows: Any) -> list[Part]:
+    """Each part has events of its own, told of the same names."""
+    random = np.random.default_rng(seed)
+    names = [*random.choice(GIRLS, spec.num_names // 2, False), *random.choice(BOYS, spec.num_names // 2, False)]
+    cuts = [0, spec.num_fit_events, spec.num_fit_events + max(1, spec.num_fit_events // 3), len(HAPPY)]
+    orders = [random.permutation(len(HAPPY)), random.permutation(len(SAD))]
+    parts = []
+    for first, last in itertools.pairwise(cuts):
+        told = [
+            (kind * len(HAPPY) + int(event), name)
+            for kind, order in enumerate(orders)
+            for event in order[first:last]
+            for name in names
+        ]
+        texts = [TEMPLATES["feelings"].format(name=name, event=(HAPPY + SAD)[event]) for event, name in told]
+        questions = [
+            Question(text, (" happy", " sad"), int(event >= len(HAPPY)))
+            for text, (event, _) in zip(texts, told, strict=True)
+        ]
+        prompts = rows(questions, first_piece=True)  # the model of stories spells `sad` in two pieces
+        parts.append(Part(tuple(questions), prompts, np.asarray([event for event, _ in told])))
+    return parts
+
+
+def _boolq(spec: ContrastSpec, seed: int, rows: Any, encode: Any, begin: int | None) -> tuple[list[Part], Any]:
+    """The three parts, and passages of questions that are in none of them as plain text."""
+    source = _questions(spec)
+    kept = fitting(read_boolq(source), encode, max_length=spec.max_length, begin=begin)
+    fit, chosen_on, judged_on = boolq_split(kept.questions, seed=seed)
+    sizes = spec.num_fit, spec.num_chosen_on, spec.num_judged_on
+    chosen = [part[:size] for part, size in zip((fit, chosen_on, judged_on), sizes, strict=True)]
+    spare = [part[size:] for part, size in zip((fit, chosen_on, judged_on), sizes, strict=True)]
+    passages = [question.prompt.rpartition("\nQuestion:")[0] for part in spare for question in part]
+    if not passages:
+        raise InvalidInput("boolq needs questions to spare, whose passages are plain text", got=f"{source}")
+    text = pack(passages[:200], encode, length=64).tokens[:48]
+    parts = [Part(tuple(part), prompts := rows(part), np.arange(len(prompts.right))) for part in chosen]
+    return parts, jnp.asarray(text)
+
+
+def _digits(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contrasted:
+    """An under-trained synthetic model: a trained one has nothing left to gain."""
+
+    def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
+        if step == num_steps:
+            told(f"{stage}: step {step} of {num_steps}, loss {loss:.3f}")
+
+    train = TrainConfig(num_steps=spec.train_steps, warmup_steps=min(TrainConfig().warmup_steps, spec.train_steps // 2))
+    config = setups.SetupConfig(state="trained", task=TASK, seed=seed, train=train)
+    setup = setups.prepare(config, cache=cache, advance=advance, notice=told)
+    several = {"fit": spec.num_fit, "chosen_on": spec.num_chosen_on, "judged_on": spec.num_judged_on}
+    total = sum(several.values())
+    every = digit_contrast(seed, TASK, digits=DIGITS, num_rows=total)
+    # Half of every part is positive, as half of all is.
+    order = np.concatenate([np.flatnonzero(every.positive)[:, None], np.flatnonzero(~every.positive)[:, None]], axis=1)
+    parts, first = [], 0
+    for size in several.values():
+        chosen = order[first // 2 : (first + size) // 2].reshape(-1)
+        parts.append(Part((), Prompts(*(leaf[chosen] for leaf in every)), np.arange(len(chosen))))
+        first += size
+    others = {
+        name: digit_contrast(seed, name, digits=DIGITS, num_rows=64, split="held_out")
+        for name in ("copy", "reverse", "add")
+    }
+    text = digits.mixture(digits.DIGIT_TASKS, seed=seed, batch_size=36, split="held_out")(0).tokens
+    name = f"synthetic, {spec.train_steps} steps"
+    rest = (setup.model, setup.params, None, None, TEMPLATES["digits"])
+    return Contrasted("digits", name, *rest, *parts, others, text)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("num_rows", "length"))
+def own_text(model: models.Model, params: Params, begin: int, *, num_rows: int, length: int, key: Key) -> Array:
+    """Rows that a model has drawn itself, token by token: what it knows best, where no text is at hand."""
+
+    def drawn(position: Array, tokens: Array) -> Array:
+        logits = model.apply(params, tokens).logits[:, position - 1]
+        return tokens.at[:, position].set(jax.random.categorical(jax.random.fold_in(key, position), logits))
+
+    rows = jnp.zeros((num_rows, length), jnp.int32).at[:, 0].set(begin)
+    return lax.fori_loop(1, length, drawn, rows)
+
+
+def step_of(found: Contrasted, moving: str) -> Delta:
+    """The labels' step on the fit questions, with the frozen leaves at rest."""
+    step = steering.label_step(partial(steering.choice_margin, found.model), found.params, found.fit.prompts)
+    return step if moving == ".*" else steering.restricted(step, moving)
+
+
+def of_radius(delta: Delta, params: Params, radius: float) -> Delta:
+    """The delta, as long as a share of the parameters' norm."""
+    scale = radius * trees.norm(params) / trees.norm(delta)
+    return jax.tree.map(lambda x: scale * x, delta)

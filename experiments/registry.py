@@ -8,6 +8,7 @@ from experiments import (
     krylov_recovery,
     linear_regime,
     lora_recovery,
+    pushforward_caa,
     search_scaling,
     signal_density,
     specialisation,
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         linear_regime,
         specialisation,
         lora_recovery,
+        pushforward_caa,
     )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
