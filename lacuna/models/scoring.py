@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import InvalidInput
+from lacuna.models.block import CausalLMSpec
 from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, looked_up, stream
 from lacuna.models.model import Model
 from lacuna.types import Params
@@ -107,3 +108,22 @@ def choice_logits(
     last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
     rows = params["embedding"] if model.spec.tied else params["head"]["kernel"].T
     return logits_of(last, looked_up(rows, choices).T)
+
+
+def logits_at(
+    model: Model, params: Params, tokens: Int[Array, "B S"], at: Int[Array, "B"], **options: Any
+) -> Float[Array, "B V"]:
+    """Logits of the token that follows one position of each row, without those of the others.
+
+    Args:
+      model: of `causal_lm`, whose head is applied there alone; of another the logits are taken from all of them.
+      params: its parameters.
+      tokens: rows.
+      at: of each row a position.
+      options: the others of `apply`: steer, lora.
+    """
+    if not isinstance(model.spec, CausalLMSpec):
+        return jnp.take_along_axis(model.apply(params, tokens, **options).logits, at[:, None, None], axis=1)[:, 0]
+    hidden = stream(model.spec, params, tokens, **options).hidden
+    there = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
+    return logits_of(there, head_kernel(model.spec, params))
