@@ -79,7 +79,7 @@ def grid(
     *,
     vectors: Sequence[int],
     levels: Sequence[int],
-    strengths: Sequence[float],
+    strengths: Sequence[float] | Float[np.ndarray, "n"],
     masks: Sequence[int] = (0,),
 ) -> Arms:
     """All combinations, the masks running fastest and the vectors slowest.

@@ -12,11 +12,11 @@ from scipy import special
 
 from lacuna import models, steering, trees
 from lacuna.errors import InvalidInput, TreeMismatch
-from lacuna.models.causal_lm import head_kernel
 from lacuna.steering import intervene
 from lacuna.tasks.contrast import Prompts
 
-MODEL, PARAMS = tiny_lm.MODEL, tiny_lm.PARAMS
+MODEL = tiny_lm.MODEL
+PARAMS = tiny_lm.PARAMS | {"embedding": 15 * tiny_lm.PARAMS["embedding"]}  # for logits that differ
 LEVELS, WIDTH = MODEL.spec.num_layers + 1, MODEL.spec.width
 RNG = np.random.default_rng(0)
 LENGTH = np.array([4, 7, 5, 6], np.int32)
@@ -30,7 +30,7 @@ TOKENS = jnp.asarray(PROMPTS.tokens)
 NAMES = ("last", "all", "after_prompt")
 START = np.array([2, 3, 0, 5], np.int32)
 MASKS = steering.position_masks(PROMPTS, NAMES, start=START)
-VECTORS = RNG.normal(size=(3, LEVELS, WIDTH)).astype(np.float32)
+VECTORS = 0.3 * RNG.normal(size=(3, LEVELS, WIDTH)).astype(np.float32)
 GRID = steering.grid(MODEL, vectors=range(3), levels=range(LEVELS), strengths=(-1.0, 0.0, 0.5), masks=range(3))
 TEXT = jnp.asarray(RNG.integers(0, 64, (3, 6)).astype(np.int32))
 DELTA = jax.tree.map(lambda x: 0.1 * jnp.asarray(RNG.normal(size=x.shape), x.dtype), PARAMS)
@@ -56,6 +56,10 @@ def answers_by_hand(logits):
     told = last[rows[:, None], PROMPTS.choices]
     mass = np.exp(log_probs)[rows[:, None], PROMPTS.choices].sum(axis=1)
     return told[:, 0] - told[:, 1], mass, (told[:, 0] >= told[:, 1]) == PROMPTS.positive, log_probs
+
+
+def nats_by_hand(log_probs):
+    return -np.take_along_axis(log_probs, np.asarray(TEXT)[:, 1:, None], axis=-1)[..., 0]
 
 
 def kl_by_hand(base, other):
@@ -111,21 +115,19 @@ def test_every_arm_predicts_text_as_the_model_does_when_it_is_steered_alone(text
     base = log_probs()
     for i in range(len(GRID.level)):
         steered = log_probs(steer=steer_of(i, everywhere))
-        np.testing.assert_allclose(text.nats[i], -np.take_along_axis(steered, TEXT[:, 1:, None], -1)[..., 0], rtol=1e-5)
+        np.testing.assert_allclose(text.nats[i], nats_by_hand(steered), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(text.kl[i], kl_by_hand(base, steered), rtol=1e-4, atol=1e-9)
 
 
-def test_at_the_last_level_the_vector_is_added_before_the_final_norm_and_the_head():
+def test_at_the_last_level_the_vector_is_added_before_the_final_norm_and_the_head(answers):
     """The architecture's last step written out: a layer norm without parameters, and the embedding's transpose."""
-    arms = steering.grid(MODEL, vectors=[1], levels=[LEVELS - 1], strengths=[0.7])
-    found = steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS, arms, MASKS)
     stream = np.asarray(MODEL.apply(PARAMS, TOKENS, taps=jnp.asarray(LENGTH - 1)).resid[-1], np.float64)
-    pushed = stream + 0.7 * VECTORS[1, -1].astype(np.float64)
-    centred = pushed - pushed.mean(axis=1, keepdims=True)
-    normed = centred / np.sqrt(np.mean(centred**2, axis=1, keepdims=True) + MODEL.spec.norm_eps)
-    logits = normed @ np.asarray(head_kernel(MODEL.spec, PARAMS), np.float64)
-    told = np.take_along_axis(logits, PROMPTS.choices, axis=1)
-    np.testing.assert_allclose(found.log_odds[0], told[:, 0] - told[:, 1], atol=1e-5)
+    for i in np.flatnonzero((GRID.level == LEVELS - 1) & (GRID.mask == 0)):
+        pushed = stream + GRID.strength[i] * VECTORS[GRID.vector[i], -1].astype(np.float64)
+        centred = pushed - pushed.mean(axis=1, keepdims=True)
+        normed = centred / np.sqrt(np.mean(centred**2, axis=1, keepdims=True) + MODEL.spec.norm_eps)
+        told = np.take_along_axis(normed @ np.asarray(PARAMS["embedding"], np.float64).T, PROMPTS.choices, axis=1)
+        np.testing.assert_allclose(answers.log_odds[i], told[:, 0] - told[:, 1], atol=1e-5)
 
 
 def test_a_strength_of_zero_changes_no_bit(answers, text):
@@ -175,40 +177,38 @@ def test_64_arms_side_by_side_are_64_arms_one_at_a_time():
         np.testing.assert_allclose(getattr(together, name), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_rows_in_parts_are_the_rows_together(answers, text, chunk):
-    some = steering.Arms(*(part[::5] for part in GRID))
-    found = steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS, some, MASKS, chunk=chunk)
-    for one, other in zip(found, answers, strict=True):
-        np.testing.assert_allclose(one, other[::5], rtol=1e-4, atol=1e-5)
-    found = steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, some, chunk=chunk, width=4)
-    for one, other in zip(found, text, strict=True):
-        np.testing.assert_allclose(one, other[::5], rtol=1e-4, atol=1e-5)
+def test_rows_in_parts_are_the_rows_together(answers, text):
+    some = steering.Arms(*(part[:10] for part in GRID))
+    in_parts = (
+        (answers, steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS, some, MASKS, chunk=3)),
+        (text, steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, some, chunk=1, width=4)),
+    )
+    for together, found in in_parts:
+        for one, other in zip(together, found, strict=True):
+            np.testing.assert_allclose(other, one[:10], rtol=1e-4, atol=1e-5)
 
 
-def test_a_turned_vector_is_a_strength_of_the_other_sign():
-    arms = steering.grid(MODEL, vectors=range(3), levels=[1], strengths=[0.5, -2.0], masks=[0, 1])
-    turned = arms._replace(strength=-arms.strength)
-    one = steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS, arms, MASKS)
-    other = steering.steered_answers(MODEL, PARAMS, PROMPTS, -VECTORS, turned, MASKS)
-    assert oracles.bits(one) == oracles.bits(other)
+def test_a_turned_vector_is_a_strength_of_the_other_sign(answers):
+    turned = GRID._replace(strength=-GRID.strength)
+    found = steering.steered_answers(MODEL, PARAMS, PROMPTS, -VECTORS, turned, MASKS)
+    assert oracles.bits(found) == oracles.bits(answers)
 
 
 def test_a_vector_without_levels_is_the_same_at_all():
-    arms = steering.grid(MODEL, vectors=range(3), levels=range(LEVELS), strengths=[0.5])
-    spread = np.broadcast_to(VECTORS[:, :1], VECTORS.shape)
-    one = steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS[:, 0], arms, MASKS)
-    other = steering.steered_answers(MODEL, PARAMS, PROMPTS, np.ascontiguousarray(spread), arms, MASKS)
+    spread = np.ascontiguousarray(np.broadcast_to(VECTORS[:, :1], VECTORS.shape))
+    one = steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS[:, 0], GRID, MASKS)
+    other = steering.steered_answers(MODEL, PARAMS, PROMPTS, spread, GRID, MASKS)
     assert oracles.bits(one) == oracles.bits(other)
 
 
-def test_text_is_steered_where_its_masks_say(text):
-    masks = np.zeros((1, *TEXT.shape), bool)
-    masks[0, 1, 4] = True
-    arms = steering.grid(MODEL, vectors=[0], levels=[1], strengths=[1.0])
-    found = steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, arms, masks)
-    moved = np.asarray(found.kl[0]) > 1e-9
-    np.testing.assert_array_equal(np.argwhere(moved), [[1, 4]])  # what is before cannot see it, what is after is cut
+def test_text_is_steered_where_its_masks_say():
+    masks = np.zeros((3, *TEXT.shape), bool)
+    masks[:, 1, 4] = True
+    found = steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, GRID, masks)
+    moved = np.asarray(found.kl)[GRID.strength != 0] > 1e-9
+    # What stands before cannot see it; what follows it is one prediction, that of the last token.
+    np.testing.assert_array_equal(np.argwhere(moved.any(axis=0)), [[1, 4]])
+    assert moved[:, 1, 4].all()
 
 
 def test_of_several_choices_the_first_is_held_against_the_rest():
@@ -226,19 +226,18 @@ def test_a_step_is_measured_as_the_model_at_the_new_weights():
     strengths = np.array([0.0, 0.3, -1.0], np.float32)
     answers = steering.stepped_answers(MODEL, PARAMS, DELTA, strengths, PROMPTS)
     text = steering.stepped_text(MODEL, PARAMS, DELTA, strengths, TEXT, width=2)
-    base_text = None
-    for i, strength in enumerate(strengths):
-        moved = oracles.axpy(strength, DELTA, PARAMS)
-        log_odds, mass, right, log_probs = answers_by_hand(MODEL.apply(moved, TOKENS).logits)
-        base = log_probs if i == 0 else base
+    points = [jax.tree.map(jnp.asarray, oracles.axpy(strength, DELTA, PARAMS)) for strength in strengths]
+    by_hand = [answers_by_hand(MODEL.apply(point, TOKENS).logits) for point in points]
+    predicted = [
+        special.log_softmax(np.asarray(MODEL.apply(point, TEXT).logits, float), -1)[:, :-1] for point in points
+    ]
+    for i, ((log_odds, mass, right, log_probs), steered) in enumerate(zip(by_hand, predicted, strict=True)):
         np.testing.assert_allclose(answers.log_odds[i], log_odds, atol=1e-5)
         np.testing.assert_allclose(answers.mass[i], mass, rtol=1e-5)
         np.testing.assert_array_equal(answers.right[i], right)
-        np.testing.assert_allclose(answers.kl[i], kl_by_hand(base, log_probs), rtol=1e-4, atol=1e-9)
-        steered = special.log_softmax(np.asarray(MODEL.apply(moved, TEXT).logits, np.float64), axis=-1)[:, :-1]
-        base_text = steered if base_text is None else base_text
-        np.testing.assert_allclose(text.nats[i], models.next_token_nats(MODEL, moved, TEXT), rtol=1e-5)
-        np.testing.assert_allclose(text.kl[i], kl_by_hand(base_text, steered), rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(answers.kl[i], kl_by_hand(by_hand[0][-1], log_probs), rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(text.nats[i], nats_by_hand(steered), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(text.kl[i], kl_by_hand(predicted[0], steered), rtol=1e-4, atol=1e-9)
     assert (np.asarray(answers.kl[0]) == 0).all()
 
 
@@ -273,15 +272,12 @@ def test_a_vector_without_direction_stays_zero():
     assert (np.asarray(steering.scaled(np.zeros((1, 3, 4), np.float32), np.ones(3, np.float32))) == 0).all()
 
 
-def test_another_grid_of_the_same_size_compiles_nothing():
-    first = steering.grid(MODEL, vectors=[0, 1], levels=[0, 1], strengths=[0.5], masks=[0, 1])
-    second = steering.grid(MODEL, vectors=[2], levels=[2], strengths=np.linspace(0, 1, 4), masks=[1, 2])
-    steering.steered_answers(MODEL, PARAMS, PROMPTS, VECTORS, first, MASKS)
-    steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, first)
+def test_another_grid_of_the_same_size_compiles_nothing(answers, text):
     size = intervene._steered._cache_size()
+    other = steering.grid(MODEL, vectors=[2], levels=[2], strengths=np.linspace(0, 1, len(GRID.level)))
     moved = trees.axpy(0.1, DELTA, PARAMS)
-    steering.steered_answers(MODEL, moved, PROMPTS, 2 * VECTORS, second, MASKS)
-    steering.steered_text(MODEL, moved, TEXT, 2 * VECTORS, second)
+    steering.steered_answers(MODEL, moved, PROMPTS, 2 * VECTORS, other, MASKS)
+    steering.steered_text(MODEL, moved, TEXT, 2 * VECTORS, other)
     assert intervene._steered._cache_size() == size
 
 
@@ -304,17 +300,16 @@ def test_nothing_of_arms_by_vocabulary_is_ever_there():
 
 
 def test_matched_strengths_reach_their_targets_all_arms_at_once():
-    arms = steering.grid(MODEL, vectors=range(3), levels=range(LEVELS), strengths=[1.0, 1.0, 1.0])
-    target = np.tile([0.05, 0.2, 0.5], 9)
-    calls = []
+    num_arms, calls = len(GRID.level), []
+    target = np.resize([0.05, 0.2, 0.5], num_arms)  # of the three masks of each vector, level and strength
 
     def cost(strength):
         calls.append(strength)
-        return steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, arms._replace(strength=strength)).kl
+        return steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, GRID._replace(strength=strength)).kl
 
     found = steering.match_kl(cost, target)
-    kl = steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, arms._replace(strength=found.strength)).kl
-    reached = np.percentile(np.asarray(kl).reshape(27, -1), 95, axis=1)
+    kl = steering.steered_text(MODEL, PARAMS, TEXT, VECTORS, GRID._replace(strength=found.strength)).kl
+    reached = np.percentile(np.asarray(kl).reshape(num_arms, -1), 95, axis=1)
     np.testing.assert_array_equal(found.status, steering.MatchStatus.MATCHED)
     np.testing.assert_allclose(reached, target, rtol=0.05)
     np.testing.assert_allclose(found.kl, reached, rtol=1e-5)
