@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import InvalidInput
+from lacuna.models.block import CausalLMSpec
 from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, looked_up, stream
 from lacuna.models.model import Model
 from lacuna.types import Params
@@ -84,7 +85,7 @@ def choice_logits(
     model: Model,
     params: Params,
     tokens: Int[Array, "B S"],
-    choices: Int[Array, "n"] | Int[Array, "B n"],
+    choices: Int[Array, "n"],
     *,
     mask: Mask | None = None,
     **options: Any,
@@ -95,7 +96,7 @@ def choice_logits(
       model: of `causal_lm`.
       params: its parameters.
       tokens: prompts.
-      choices: the tokens that are compared, for all prompts or for each; only their columns of the head are read.
+      choices: the tokens that are compared; only their columns of the head are read.
       mask: False where there is padding; a row ends with its last token.
       options: the others of `apply`.
 
@@ -106,8 +107,23 @@ def choice_logits(
     hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
     last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
     rows = params["embedding"] if model.spec.tied else params["head"]["kernel"].T
-    compared = looked_up(rows, choices)
-    if choices.ndim == 1:
-        return logits_of(last, compared.T)
-    wide = jnp.promote_types(last.dtype, jnp.float32)
-    return jnp.einsum("bd,bnd->bn", last, compared, preferred_element_type=wide)
+    return logits_of(last, looked_up(rows, choices).T)
+
+
+def logits_at(
+    model: Model, params: Params, tokens: Int[Array, "B S"], at: Int[Array, "B"], **options: Any
+) -> Float[Array, "B V"]:
+    """Logits of the token that follows one position of each row, without those of the others.
+
+    Args:
+      model: of `causal_lm`, whose head is applied there alone; of another the logits are taken from all of them.
+      params: its parameters.
+      tokens: rows.
+      at: of each row a position.
+      options: the others of `apply`: steer, lora.
+    """
+    if not isinstance(model.spec, CausalLMSpec):
+        return jnp.take_along_axis(model.apply(params, tokens, **options).logits, at[:, None, None], axis=1)[:, 0]
+    hidden = stream(model.spec, params, tokens, **options).hidden
+    there = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
+    return logits_of(there, head_kernel(model.spec, params))

@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lacuna import derivatives, trees
 from lacuna.errors import InvalidInput
-from lacuna.models import CausalLMSpec, Model
-from lacuna.models.scoring import choice_logits
+from lacuna.models import Model, logits_at
 from lacuna.tasks.contrast import Prompts
 from lacuna.types import Delta, Params
 
@@ -32,7 +31,7 @@ def choice_margin(
     """Logit of the positive answer minus that of the other behind each prompt: their log-odds, float32.
 
     Args:
-      model: any; of a `causal_lm` only the two columns of the head are read.
+      model: any.
       params: its parameters.
       tokens: prompts, padded behind.
       length: tokens of each.
@@ -40,13 +39,7 @@ def choice_margin(
       options: others of the model's `apply`: steer, lora.
     """
     tokens, length, choices = (jnp.asarray(x) for x in (tokens, length, choices))
-    if isinstance(model.spec, CausalLMSpec):
-        mask = jnp.arange(tokens.shape[1]) < length[:, None]
-        found = choice_logits(model, params, tokens, choices, mask=mask, **options)
-    else:
-        logits = model.apply(params, tokens, **options).logits
-        last = jnp.take_along_axis(logits, length[:, None, None] - 1, axis=1)[:, 0]
-        found = jnp.take_along_axis(last, choices, axis=1)
+    found = jnp.take_along_axis(logits_at(model, params, tokens, length - 1, **options), choices, axis=1)
     return found[:, 0] - found[:, 1]
 
 
