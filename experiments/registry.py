@@ -4,6 +4,7 @@ from types import ModuleType
 
 from experiments import (
     basis_drift,
+    boolq_steering,
     gradient_spectrum,
     krylov_recovery,
     linear_regime,
@@ -30,6 +31,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         specialisation,
         lora_recovery,
         pushforward_caa,
+        boolq_steering,
     )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
