@@ -16,5 +16,6 @@ from lacuna.models.scoring import choice_logits as choice_logits
 from lacuna.models.scoring import logits_at as logits_at
 from lacuna.models.scoring import next_token_nats as next_token_nats
 from lacuna.models.scoring import next_token_right as next_token_right
+from lacuna.models.scoring import span_nats as span_nats
 from lacuna.models.synthetic import SyntheticSpec as SyntheticSpec
 from lacuna.models.synthetic import synthetic as synthetic

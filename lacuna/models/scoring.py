@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -79,6 +80,39 @@ def _of_next(
     )
     found = lax.map(lambda part: jax.checkpoint(scored, prevent_cse=False)(*part), parts)
     return found.reshape(-1)[: flat.shape[0]].reshape(tokens.shape[0], -1)
+
+
+def span_nats(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    start: Array | np.ndarray,
+    end: Array | np.ndarray,
+    **options: Any,
+) -> Float[Array, "B"]:
+    """Cross-entropy in nats of a span of each row: minus the log-probability of an answer, given what is before it.
+
+    Args:
+      model: of `causal_lm`.
+      params: its parameters.
+      tokens: rows; padding may stand behind the spans.
+      start: int[B], the first position of each span. A row's first token is never predicted and counts nothing.
+      end: int[B], the position behind its last.
+      options: those of `next_token_nats`: chunk, mask, positions, lora, steer, layer_map.
+
+    Raises:
+      InvalidInput: a start or an end that is not one integer for each row.
+    """
+    for name, places in (("start", start), ("end", end)):
+        if places.shape != tokens.shape[:1] or not jnp.issubdtype(places.dtype, jnp.integer):
+            raise InvalidInput(
+                f"{name} must be one integer for each of {tokens.shape[0]} rows",
+                got=f"{places.dtype}{list(places.shape)}",
+            )
+    nats = next_token_nats(model, params, tokens, **options)
+    at = jnp.arange(1, tokens.shape[1])
+    # Chosen and not multiplied: what stands outside may be NaN.
+    return jnp.sum(jnp.where((at >= jnp.asarray(start)[:, None]) & (at < jnp.asarray(end)[:, None]), nats, 0), axis=1)
 
 
 def choice_logits(

@@ -8,6 +8,8 @@ from lacuna.tasks.contrast import Kept as Kept
 from lacuna.tasks.contrast import Prompts as Prompts
 from lacuna.tasks.contrast import Question as Question
 from lacuna.tasks.contrast import Spans as Spans
+from lacuna.tasks.contrast import choice_spans as choice_spans
+from lacuna.tasks.contrast import chosen as chosen
 from lacuna.tasks.contrast import fitting as fitting
 from lacuna.tasks.contrast import pair_spans as pair_spans
 from lacuna.tasks.contrast import prompt_rows as prompt_rows

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.tasks.task import Encode
+
+RULES = ("total", "mean")
+"""By which answers of different lengths are compared."""
 
 
 class Question(NamedTuple):
@@ -47,7 +51,8 @@ class Spans(NamedTuple):
       tokens: the rows.
       start: of each row the position of the answer's first token, which is the number of tokens of the prompt.
       end: the position behind its last; that of `start` where there is no answer.
-      label: of an answered pair the first position at which the two differ; without an answer the prompt's last.
+      label: the first position at which the answers of a question differ, behind the end of one that is over before;
+        without an answer the prompt's last.
     """
 
     tokens: Int32[np.ndarray, "B S"]
@@ -170,11 +175,38 @@ def prompt_rows(
             raise InvalidInput(f"the answers of question {i} must begin with different tokens", got=f"{told}")
         prompts.append(prompt)
         choices.append(told)
-    _check(prompts, max_length)
-    _check_equally_many(questions)
+    _check(prompts, questions, max_length)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     right = np.asarray([question.right for question in questions], np.int32)
     return Prompts(_padded(prompts), lengths, np.asarray(choices, np.int32), right)
+
+
+def choice_spans(questions: Sequence[Question], encode: Encode, *, max_length: int, begin: int | None = None) -> Spans:
+    """Every question with each of its answers, which may be of any number of tokens.
+
+    Args:
+      questions: with equally many answers each.
+      encode: as for `prompt_rows`.
+      max_length: as for `prompt_rows`.
+      begin: as for `prompt_rows`.
+
+    Returns:
+      The rows of the first question in the order of its answers, then those of the next.
+
+    Raises:
+      InvalidInput: no question, answers that are not equally many, or a row that is too long; names the question.
+    """
+    rows, starts, labels = [], [], []
+    for i, question in enumerate(questions):
+        prompt, answered = _rows(question, encode, begin, i)
+        columns = enumerate(itertools.zip_longest(*answered))
+        parting = next((place for place, column in columns if len(set(column)) > 1), len(answered[0]))
+        rows.extend(answered)
+        starts.extend([len(prompt)] * len(answered))
+        labels.extend([parting] * len(answered))
+    _check(rows, questions, max_length)
+    ends = [len(row) for row in rows]
+    return Spans(_padded(rows), *(np.asarray(places, np.int32) for places in (starts, ends, labels)))
 
 
 def pair_spans(
@@ -195,24 +227,39 @@ def pair_spans(
       InvalidInput: no question, one that has not two answers, answers of which one is the beginning of the other, or
         a row that is too long; names the question.
     """
-    rows, starts, labels = [], [], []
     for i, question in enumerate(questions):
         if len(question.choices) != 2:
             raise InvalidInput(f"a pair needs two answers; question {i} has {len(question.choices)}")
-        prompt, pair = _rows(question, encode, begin, i)
-        label = next((k for k, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), None)
-        if label is None:
-            first, second = question.choices
-            raise InvalidInput(
-                f"the two answers of question {i} must differ at a token of both", got=f"`{first}` and `{second}`"
-            )
-        rows.extend(pair)
-        starts.append(len(prompt))
-        labels.append(label)
-    _check(rows, max_length, each=2)
-    tokens, end = _padded(rows), np.asarray([len(row) for row in rows], np.int32)
-    start, label = np.asarray(starts, np.int32), np.asarray(labels, np.int32)
-    return Spans(tokens[::2], start, end[::2], label), Spans(tokens[1::2], start, end[1::2], label)
+    spans = choice_spans(questions, encode, max_length=max_length, begin=begin)
+    positive, negative = (Spans(*(array[side::2] for array in spans)) for side in (0, 1))
+    for i in np.flatnonzero(positive.label >= np.minimum(positive.end, negative.end))[:1]:
+        first, second = questions[i].choices
+        raise InvalidInput(
+            f"the two answers of question {i} must differ at a token of both", got=f"`{first}` and `{second}`"
+        )
+    return positive, negative
+
+
+def chosen(
+    nats: Float[Array | np.ndarray, "n C"], lengths: Int[Array | np.ndarray, "n C"], *, by: str = "total"
+) -> Int[Array, "n"]:
+    """The answer that a model finds likeliest, of each question; traceable.
+
+    Args:
+      nats: cross-entropy of each answer, summed over its tokens, as `models.span_nats` gives for `choice_spans`.
+      lengths: tokens of each answer.
+      by: `total`, the probability of the whole answer, which favours short ones, or `mean`, that of a token.
+
+    Returns:
+      Their indices, the first of equals; -1, which is no answer, where one of the numbers is NaN.
+
+    Raises:
+      InvalidInput: no such rule.
+    """
+    if by not in RULES:
+        raise InvalidInput(f"by must be one of {', '.join(RULES)}", got=f"`{by}`")
+    scores = jnp.asarray(nats) if by == "total" else jnp.asarray(nats) / lengths
+    return jnp.where(jnp.isnan(scores).any(axis=1), -1, jnp.argmin(scores, axis=1))
 
 
 def split(questions: Sequence[Question], sizes: Sequence[int], *, seed: int = 0) -> list[list[Question]]:
@@ -247,25 +294,22 @@ def _rows(question: Question, encode: Encode, begin: int | None, index: int) -> 
     return begun, [begun + answer for answer in answers]
 
 
-def _check(rows: Sequence[Sequence[int]], max_length: int, each: int = 1) -> None:
-    """That there are rows, `each` of every question, and that none is too long."""
-    if not rows:
+def _check(rows: Sequence[Sequence[int]], questions: Sequence[Question], max_length: int) -> None:
+    """That there are questions, with equally many answers, and that none of their equally many rows is too long."""
+    if not questions:
         raise InvalidInput("a contrast needs at least one question", got="none")
-    for i, row in enumerate(rows):
-        if len(row) > max_length:
-            raise InvalidInput(
-                f"a row may have {max_length} tokens; question {i // each} has {len(row)}",
-                hint="`fitting`, which leaves out what is too long",
-            )
-
-
-def _check_equally_many(questions: Sequence[Question]) -> None:
     first = len(questions[0].choices)
     for i, question in enumerate(questions):
         if len(question.choices) != first:
             raise InvalidInput(
                 "all questions need equally many answers",
                 got=f"{first} of question 0 and {len(question.choices)} of question {i}",
+            )
+    for i, row in enumerate(rows):
+        if len(row) > max_length:
+            raise InvalidInput(
+                f"a row may have {max_length} tokens; question {i * len(questions) // len(rows)} has {len(row)}",
+                hint="`fitting`, which leaves out what is too long",
             )
 
 

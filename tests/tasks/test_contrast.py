@@ -1,7 +1,9 @@
 """Questions as rows: every token is where it is said to be, and what cannot be asked is refused by name."""
 
 import re
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from lacuna.checkpoints import load_tokenizer
 from lacuna.errors import InvalidInput
-from lacuna.tasks import Question, fitting, pair_spans, prompt_rows, split
+from lacuna.tasks import Question, choice_spans, chosen, fitting, pair_spans, prompt_rows, split
 from lacuna.tasks.contrast import choice_tokens
 
 PIECES = re.compile(r" ?[A-Za-z]+|.", re.DOTALL)
@@ -82,6 +84,27 @@ def test_a_pair_is_one_prompt_with_each_answer(questions, begin):
             assert row[spans.label[i]] == ord("xy"[side])  # all before it is the same
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(WORD, min_size=1, max_size=4),
+    choices=st.lists(WORD, min_size=2, max_size=4, unique=True),
+    begin=BEGIN,
+)
+def test_choices_are_rows_of_their_question(prompts, choices, begin):
+    questions = [Question(prompt, tuple(choices), 0) for prompt in prompts]
+    spans = choice_spans(questions, letters, max_length=99, begin=begin)
+    assert all(array.dtype == np.int32 for array in spans)
+    front = "" if begin is None else chr(begin)
+    parting = next(k for k in range(7) if len({choice[k : k + 1] for choice in choices}) > 1)
+    for i, question in enumerate(questions):
+        for c, choice in enumerate(choices):
+            row, start, end, label = (array[i * len(choices) + c] for array in spans)
+            assert text_of(row[:start]) == front + question.prompt
+            assert text_of(row[start:end]) == choice
+            assert not row[end:].any()
+            assert label == start + parting
+
+
 def test_the_letter_of_a_behaviour_is_the_label():
     question = Question("Is the sky blue?", (" (A)", " (B)"), 0)
     first, second = pair_spans([question], encode, max_length=99)
@@ -105,7 +128,7 @@ def refused(message, call, *arguments, **options):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("build", [prompt_rows, pair_spans, fitting])
+@pytest.mark.parametrize("build", [prompt_rows, pair_spans, choice_spans, fitting])
 @pytest.mark.parametrize(
     ("question", "message"),
     [
@@ -151,9 +174,24 @@ def test_answers_that_are_no_pair_are_refused(question, message):
     refused(message, pair_spans, [grass, question], encode, max_length=6)
 
 
-@pytest.mark.parametrize("build", [prompt_rows, pair_spans])
+@pytest.mark.parametrize("build", [prompt_rows, pair_spans, choice_spans])
 def test_no_question_is_no_contrast(build):
     refused("a contrast needs at least one question; got none", build, [], encode, max_length=9)
+
+
+def test_choices_that_cannot_be_compared_are_refused():
+    three = Question("Is it:", (" yes", " no", " maybe"), 0)
+    refused("equally many .* 2 of question 0 and 3 of question 1", choice_spans, [SKY, three], encode, max_length=99)
+    short, long = Question("Is:", (" no", " yes"), 0), Question("Is:", (" no", " not at all at all"), 0)
+    refused("may have 6 tokens; question 1 has 7", choice_spans, [short, long], encode, max_length=6)
+
+
+def test_the_likeliest_answer_is_of_least_nats_in_all_or_a_token():
+    nats = np.array([[3.0, 4.0, 5.0], [2.0, 1.0, 1.0], [np.nan, 1.0, 2.0]], np.float32)
+    lengths = np.array([[1, 2, 3], [4, 1, 1], [1, 1, 1]], np.int32)
+    assert chosen(nats, lengths).tolist() == [0, 1, -1]
+    assert jax.jit(partial(chosen, by="mean"))(nats, lengths).tolist() == [2, 0, -1]
+    refused("by must be one of total, mean; got `sum`", chosen, nats, lengths, by="sum")
 
 
 def test_what_fits_has_room_for_its_longest_answer():
