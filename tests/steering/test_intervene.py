@@ -241,7 +241,7 @@ def test_a_step_is_measured_as_the_model_at_the_new_weights():
     assert (np.asarray(answers.kl[0]) == 0).all()
 
 
-def test_a_model_without_a_stream_can_be_stepped():
+def test_the_synthetic_model_can_be_stepped():
     model = models.synthetic(models.SyntheticSpec(64, max_length=7, num_layers=1, width=8, num_heads=2, mlp_width=8))
     params = model.init(jax.random.key(0))
     found = steering.stepped_answers(model, params, params, np.array([0.0, 1.0], np.float32), PROMPTS)
