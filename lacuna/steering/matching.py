@@ -83,8 +83,8 @@ def match_kl(
         kl = np.asarray(cost(np.exp(log_strength).astype(np.float32)), np.float64)
         if kl.shape[:1] != (num_arms,):
             raise InvalidInput(f"cost must give the divergence of {num_arms} arms", got=f"shape {list(kl.shape)}")
-        found = np.percentile(kl.reshape(num_arms, -1), PERCENTILE, axis=1)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.percentile(kl.reshape(num_arms, -1), PERCENTILE, axis=1)
             return np.where(np.isfinite(found), np.log(np.maximum(found, 0) / target), np.inf)
 
     arm = np.arange(num_arms)
@@ -94,7 +94,8 @@ def match_kl(
     above = np.argmax(passes, axis=0)
     inside = passes.any(axis=0) & (above > 0)
     below = np.maximum(above - 1, 0)
-    nearest = np.argmin(np.abs(gaps), axis=0)
+    beyond = np.arange(NUM_RUNGS)[:, None] > np.where(inside, above, NUM_RUNGS)  # where it may come back to the target
+    nearest = np.argmin(np.where(beyond, np.inf, np.abs(gaps)), axis=0)
     best, best_gap = rungs[nearest], gaps[nearest, arm]
     low, high = rungs[below], rungs[above]
     low_gap, high_gap = gaps[below, arm], gaps[above, arm]

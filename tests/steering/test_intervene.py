@@ -241,7 +241,7 @@ def test_a_step_is_measured_as_the_model_at_the_new_weights():
     assert (np.asarray(answers.kl[0]) == 0).all()
 
 
-def test_a_model_without_a_stream_can_be_stepped():
+def test_the_synthetic_model_can_be_stepped():
     model = models.synthetic(models.SyntheticSpec(64, max_length=7, num_layers=1, width=8, num_heads=2, mlp_width=8))
     params = model.init(jax.random.key(0))
     found = steering.stepped_answers(model, params, params, np.array([0.0, 1.0], np.float32), PROMPTS)
@@ -325,19 +325,19 @@ def test_a_step_is_matched_as_a_vector_is():
 
 
 def test_a_match_says_how_it_ended():
-    """Costs that are known: a square, one that saturates, one too large, a jump, and a model that breaks."""
+    """Costs that are known: a square, one that saturates, one too large, a jump, a broken model, and a steep one."""
 
     def cost(strength):
-        square = strength**2
+        square, infinite = strength**2, np.array([np.inf, np.nan])
         curves = [
             square[0],
             np.minimum(square[1], 0.01),
             1 + square[2],
-            float(strength[3] > 0.3),
-            square[4] if strength[4] < 0.5 else np.nan,
+            strength[3] > 0.3,
+            square[4] if strength[4] < 0.5 else infinite,
             strength[5] ** 7 / (1 + strength[5] ** 6),
         ]
-        return np.stack(curves).astype(np.float32)[:, None]
+        return np.stack([np.broadcast_to(np.float32(curve), 2) for curve in curves])
 
     found = steering.match_kl(cost, np.full(6, 0.2), num_rounds=30)
     status = steering.MatchStatus
@@ -345,6 +345,17 @@ def test_a_match_says_how_it_ended():
     assert found.status.tolist() == expected
     np.testing.assert_allclose(found.strength[[0, 4]], np.sqrt(0.2), rtol=0.025)
     assert np.isclose(found.kl[5], 0.2, rtol=0.05)
+
+
+def test_of_several_strengths_that_match_the_least_is_found():
+    """It rises to 1 at a strength of 0.1, and falls back to 0.2 at just the largest of the first strengths."""
+
+    def cost(strength):
+        rising, falling = (10 * strength) ** 2, (0.1 / strength) ** np.log10(5)
+        return np.where(strength < 0.1, rising, falling)[:, None]
+
+    found = steering.match_kl(cost, np.array([0.2]), bounds=(1e-3, 1.0))
+    np.testing.assert_allclose(found.strength, np.sqrt(0.2) / 10, rtol=0.025)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ def test_a_bias_moves_the_threshold_along():
     assert outcomes.balanced_threshold(np.array([-1.0, 1.0]), np.array([False, True])) == 0
 
 
+def test_of_equally_good_thresholds_the_nearest_to_zero_is_chosen():
+    log_odds, positive = np.array([-5.0, -4.0, -3.0, -2.0]), np.array([False, True, False, True])
+    assert outcomes.balanced_threshold(log_odds, positive) == -2.5  # -4.5 tells as many right
+    assert outcomes.balanced_threshold(-log_odds, ~positive) == 2.5
+
+
 @every_metric
 def test_a_paired_interval_is_the_one_of_rows_drawn_together(metric):
     """Against scipy's, which draws by index; the ends of both are known to a few hundredths of the width."""
