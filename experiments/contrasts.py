@@ -175,7 +175,31 @@ def resolved(spec: ContrastSpec) -> dict[str, str]:
     source, tokenizer = _source(spec)
     sources.read_config(sources.find(source, weights=False))
     load_tokenizer(tokenizer)
-    return {"contrast": kind, "model": source, "questions": _questions(spec) if kind == "boolq" else "events"}
+    if kind != "boolq":
+        return {"contrast": kind, "model": source, "questions": "events"}
+    found = contrasted(spec, 0, Path(), lambda sentence: None)
+    check_has_learnt(found.model, found.params, found.text, name=source)
+    return {"contrast": kind, "model": source, "questions": _questions(spec)}
+
+
+def check_has_learnt(model: models.Model, params: Params, text: Int[Array, "B S"], *, name: str) -> None:
+    """Raise unless the model tells the next token of a text better than the mere frequency of its tokens does.
+
+    Random weights cannot, and neither can a model of other texts: what such a one answers about these means nothing,
+    and no score of it is to be reported.
+
+    Raises:
+      InvalidInput: says how many nats a token each takes.
+    """
+    nats = float(jnp.mean(models.next_token_nats(model, params, text)))
+    shares = np.unique(np.asarray(text[:, 1:]), return_counts=True)[1] / text[:, 1:].size
+    by_frequency = -float(np.sum(shares * np.log(shares)))
+    if not nats < by_frequency:
+        raise InvalidInput(
+            f"a model that is asked about passages must have learnt their language; `{name}` takes {nats:.2f} nats a "
+            f"token of them, their mere frequencies take {by_frequency:.2f}",
+            hint="a trained model, such as Qwen/Qwen2.5-0.5B",
+        )
 
 
 def _questions(spec: ContrastSpec) -> str:
