@@ -21,7 +21,7 @@ from experiments import caa_judged, caa_shown
 from experiments.contrasts import Contrasted, ContrastSpec, contrasted, of_radius, step_of
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
-from lacuna import steering, trees
+from lacuna import steering
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place, Record
 from lacuna.steering.cosines import READOUTS, SHUFFLED
@@ -163,7 +163,7 @@ def _steps(config: Config, found: Contrasted, told: Told) -> Iterator[Measure]:
     read = steering.reading(
         partial(steering.read_stream, found.model), rows.tokens, steering.Read().weights(rows.spans)
     )
-    step = step_of(found, config.moving)
+    step = step_of(found, found.fit.prompts, config.moving)
     for radius in caa_judged.RADII:
         shift = steering.shift(read, found.params, of_radius(step, found.params, radius))
         for level, error in enumerate(np.asarray(shift.error)):
@@ -174,7 +174,6 @@ def _steps(config: Config, found: Contrasted, told: Told) -> Iterator[Measure]:
     for name, own in zip(parts.names, last, strict=True):
         if own.any():
             yield "module_share", own @ whole / (whole @ whole), {"module": name}
-    yield "num_moved", trees.size(step), {}
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:
