@@ -5,7 +5,8 @@ not available to us; ours: a vector is added to the stream of every token at one
 95th percentile of KL(model || steered) by token of plain text is 0.05, 0.2 or 0.5 nats, the same for every arm, and
 level and sign are those that do best on other questions. Beside the contrast vectors stand the shift of one gradient
 step, the step itself, random directions, vectors of shuffled labels and the head's difference of the two answers.
-Expect little: a constant push moves the prior, which balanced accuracy and AUROC do not reward.
+A constant push moves the prior: plain and balanced accuracy reward that where a model leans to one answer, AUROC never
+does, and a random direction whose sign is chosen does it, too. Expect little beyond that.
 `python -m experiments boolq-steering:small`: the model of stories and its feelings, in the place of BoolQ. `paper` asks
 BoolQ of Qwen2.5-0.5B. A model that has not learnt the language of the passages is refused. `smoke`: the synthetic one.
 """
@@ -25,6 +26,7 @@ from experiments.contrasts import AT_A_TIME, Contrasted, ContrastSpec, contraste
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
 from lacuna import keys, steering
+from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place, Record
 from lacuna.steering import outcomes
@@ -37,7 +39,9 @@ ABOUT = (
     "KL(model || steered) by token of plain text. Level and sign of each arm are chosen on questions apart, those of "
     "every random direction, too. The rule: at 0.2 nats the lower end of the paired 95 % interval of the contrast "
     "vector's gain in balanced accuracy, a mean over seeds, is above the 95th percentile of the random directions' "
-    "gains; the control: so it is in AUROC, which no bias moves. A seed is another split of the questions."
+    "gains, likewise; the control: so it is in AUROC, which no bias moves, as it moves balanced accuracy. A seed is "
+    "another split of the same questions, so that seeds are no independent samples. Intervals take questions as "
+    "independent, which those told of one event are not."
 )
 
 
@@ -66,6 +70,13 @@ class Config:
     moving: str = "(?!embedding|positions).*"
     num_resamples: int = 2000
     contrasts: ContrastSpec = field(default_factory=ContrastSpec)
+
+    def __post_init__(self) -> None:
+        if self.chosen_at not in self.targets or min(self.targets) <= 0:
+            raise InvalidInput("chosen_at must be one of targets, which are positive", got=self.chosen_at)
+        for name in ("num_random", "num_shuffled_labels", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} must be at least 1", got=getattr(self, name))
 
 
 _TINY = ContrastSpec(contrast="digits", num_fit=16, num_chosen_on=8, num_judged_on=8, train_steps=20)
