@@ -337,7 +337,8 @@ def step_of(found: Contrasted, prompts: Prompts, moving: str) -> Delta:
     loss = partial(steering.label_loss, partial(steering.choice_margin, found.model))
     num_rows = len(prompts.right)
     parts = next(n for n in range(1, num_rows + 1) if num_rows % n == 0 and num_rows // n <= AT_A_TIME)
-    slope = derivatives.gradient(loss, found.params, prompts, microbatches=parts)
+    rows = jax.tree.map(jnp.asarray, prompts)
+    slope = derivatives.gradient(loss, found.params, rows, microbatches=parts)
     return steering.restricted(jax.tree.map(jnp.negative, slope), moving)
 
 
