@@ -5,30 +5,33 @@ not available to us; ours: a vector is added to the stream of every token at one
 95th percentile of KL(model || steered) by token of plain text is 0.05, 0.2 or 0.5 nats, the same for every arm, and
 level and sign are those that do best on other questions. Beside the contrast vectors stand the shift of one gradient
 step, the step itself, random directions, vectors of shuffled labels and the head's difference of the two answers.
-Expect little: a constant push moves the prior, which balanced accuracy and AUROC do not reward.
+A constant push moves the prior: plain and balanced accuracy reward that where a model leans to one answer, AUROC never
+does, and a random direction whose sign is chosen does it, too. Expect little beyond that.
 `python -m experiments boolq-steering:small`: the model of stories and its feelings, in the place of BoolQ. `paper` asks
 BoolQ of Qwen2.5-0.5B. A model that has not learnt the language of the passages is refused. `smoke`: the synthetic one.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from experiments import steering_judged, steering_shown
-from experiments.contrasts import Contrasted, ContrastSpec, contrasted, of_radius, step_of
+from experiments.contrasts import AT_A_TIME, Contrasted, ContrastSpec, contrasted, of_radius, shifts_of, step_of
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
 from lacuna import keys, steering
+from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place, Record
 from lacuna.steering import outcomes
 from lacuna.tasks import Prompts, pair_spans
+from lacuna.types import Delta
 
 NAME, TITLE = "boolq_steering", "What steering gains and what it costs"
 ABOUT = (
@@ -36,7 +39,9 @@ ABOUT = (
     "KL(model || steered) by token of plain text. Level and sign of each arm are chosen on questions apart, those of "
     "every random direction, too. The rule: at 0.2 nats the lower end of the paired 95 % interval of the contrast "
     "vector's gain in balanced accuracy, a mean over seeds, is above the 95th percentile of the random directions' "
-    "gains; the control: so it is in AUROC, which no bias moves. A seed is another split of the questions."
+    "gains, likewise; the control: so it is in AUROC, which no bias moves, as it moves balanced accuracy. A seed is "
+    "another split of the same questions, so that seeds are no independent samples. Intervals take questions as "
+    "independent, which those told of one event are not."
 )
 
 
@@ -66,6 +71,13 @@ class Config:
     num_resamples: int = 2000
     contrasts: ContrastSpec = field(default_factory=ContrastSpec)
 
+    def __post_init__(self) -> None:
+        if self.chosen_at not in self.targets or min(self.targets) <= 0:
+            raise InvalidInput("chosen_at must be one of targets, which are positive", got=self.chosen_at)
+        for name in ("num_random", "num_shuffled_labels", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} must be at least 1", got=getattr(self, name))
+
 
 _TINY = ContrastSpec(contrast="digits", num_fit=16, num_chosen_on=8, num_judged_on=8, train_steps=20)
 PRESETS = {
@@ -84,7 +96,7 @@ PRESETS = {
             "boolq",
             "Qwen/Qwen2.5-0.5B",
             questions="google/boolq",
-            num_fit=2000,
+            num_fit=1600,
             num_chosen_on=200,
             num_judged_on=600,
         )
@@ -136,11 +148,9 @@ METRICS = {
 
 def pushes(config: Config, found: Contrasted, seed: int) -> Pushes:
     """Every vector, made of the fit questions alone."""
-    fit, margin = found.fit.prompts, partial(steering.choice_margin, found.model)
-    read = steering.reading(partial(steering.read_stream, found.model), fit.tokens, steering.Read().weights(fit.spans))
+    fit = found.fit.prompts
     contrast = steering.statement(found.model, found.params, fit)
-    step = step_of(found, config.moving)
-    shift = np.asarray(steering.pushforward(read, found.params, step))[:, :, 0]
+    shift = shifts_of(found, fit, step_of(found, fit, config.moving))
     made: list[tuple[str, Any]] = [
         ("contrast", contrast.vectors[:, 0]),
         ("shift of a step", shift.mean(axis=1)),
@@ -157,9 +167,8 @@ def pushes(config: Config, found: Contrasted, seed: int) -> Pushes:
     for labels in steering.shuffled_labels(fit.positive, num, seed=seed, groups=found.fit.groups):
         other = fit._replace(right=np.where(labels, 0, 1).astype(np.int32))
         made.append(("contrast of shuffled labels", steering.statement(found.model, found.params, other).vectors[:, 0]))
-        step = steering.label_step(margin, found.params, other)
-        moved = steering.pushforward(read, found.params, step)
-        made.append(("shift of shuffled labels", np.asarray(moved).mean(axis=1)[:, 0]))
+        moved = shifts_of(found, fit, step_of(found, other, config.moving))
+        made.append(("shift of shuffled labels", moved.mean(axis=1)))
     random = jax.random.normal(keys.stream(seed, "random directions"), (config.num_random, *shift[:, 0].shape))
     made += [("random", np.asarray(one)) for one in random]
     seen: dict[str, int] = {}
@@ -182,15 +191,21 @@ def _base(found: Contrasted) -> Iterator[Measure]:
 
 def _answers_of(found: Contrasted, prompts: Prompts) -> steering.Answers:
     """The model's own answers: a step of no length."""
-    zero = jax.tree.map(np.zeros_like, found.params)
-    return jax.device_get(steering.stepped_answers(found.model, found.params, zero, np.zeros(1, np.float32), prompts))
+    zero = jax.tree.map(jnp.zeros_like, found.params)
+    return _stepped(found, zero, np.zeros(1, np.float32), prompts)
+
+
+def _stepped(found: Contrasted, step: Delta, strengths: np.ndarray, prompts: Prompts) -> steering.Answers:
+    return jax.device_get(
+        steering.stepped_answers(found.model, found.params, step, strengths, prompts, chunk=AT_A_TIME)
+    )
 
 
 def _arms(config: Config, found: Contrasted, seed: int, told: Told) -> Iterator[Measure]:
     """Gain and cost of every vector, at the level and with the sign that are best on the questions to choose on."""
     made = pushes(config, found, seed)
     levels = range(1, found.model.spec.num_layers + 1)
-    on, after = np.split(np.asarray(found.text), 2)
+    on, after = _halves(found)
     every = steering.grid(found.model, vectors=range(len(made.kinds)), levels=levels, strengths=(1.0, -1.0))
     told(f"matching {len(every.level)} arms at {config.chosen_at} nats")
     matched = _matched(found, on, made, every, np.full(len(every.level), config.chosen_at))
@@ -216,9 +231,17 @@ def _arms(config: Config, found: Contrasted, seed: int, told: Told) -> Iterator[
     yield from _curves(config, found, made, chosen, made.kinds)
 
 
+def _halves(found: Contrasted) -> tuple[np.ndarray, np.ndarray]:
+    """Text to match strengths on and text to judge the cost on, row about: text may stand in an order of its own."""
+    text = np.asarray(found.text)
+    return text[::2], text[1::2]
+
+
 def _steered(found: Contrasted, prompts: Prompts, made: Pushes, arms: steering.Arms) -> steering.Answers:
     masks = steering.position_masks(prompts, ["all", "last"])
-    return jax.device_get(steering.steered_answers(found.model, found.params, prompts, made.vectors, arms, masks))
+    return jax.device_get(
+        steering.steered_answers(found.model, found.params, prompts, made.vectors, arms, masks, chunk=AT_A_TIME)
+    )
 
 
 def _matched(
@@ -261,7 +284,7 @@ def _outcomes(
     """Gains with their paired intervals, and costs; one line of each for every arm."""
     base, positive = _answers_of(found, found.judged_on.prompts), found.judged_on.prompts.positive
     before = {name: _answers_of(found, rows).right[0] for name, rows in found.others.items()}
-    zero = jax.tree.map(np.zeros_like, found.params)
+    zero = jax.tree.map(jnp.zeros_like, found.params)
     still = steering.stepped_text(found.model, found.params, zero, np.zeros(1, np.float32), text)
     for i, where in enumerate(wheres):
         for name, metric in METRICS.items():
@@ -304,8 +327,8 @@ def _curves(
 def _weight_step(config: Config, found: Contrasted, told: Told) -> Iterator[Measure]:
     """The step itself, at the length at which it costs as much."""
     told("the step of the weights itself")
-    step = of_radius(step_of(found, config.moving), found.params, 1.0)
-    on, after = np.split(np.asarray(found.text), 2)
+    step = of_radius(step_of(found, found.fit.prompts, config.moving), found.params, 1.0)
+    on, after = _halves(found)
     targets = np.asarray(config.targets)
 
     def cost(radii: np.ndarray) -> np.ndarray:
@@ -317,12 +340,10 @@ def _weight_step(config: Config, found: Contrasted, told: Told) -> Iterator[Meas
         yield "strength", matched.strength[i], where
         yield "status", matched.status[i], where
 
-    def answers(prompts: Prompts) -> steering.Answers:
-        return jax.device_get(steering.stepped_answers(found.model, found.params, step, matched.strength, prompts))
-
-    others = {name: answers(rows).right for name, rows in found.others.items()}
+    judged = _stepped(found, step, matched.strength, found.judged_on.prompts)
+    others = {name: _stepped(found, step, matched.strength, rows).right for name, rows in found.others.items()}
     text_cost = jax.device_get(steering.stepped_text(found.model, found.params, step, matched.strength, after))
-    yield from _outcomes(config, found, after, answers(found.judged_on.prompts), others, text_cost, wheres)
+    yield from _outcomes(config, found, after, judged, others, text_cost, wheres)
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

@@ -39,17 +39,8 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
                 several = ("cosine", "null_mean", "null_deviation", "z")
                 cells = [str(at_chosen(records, quantity, **where)) for quantity in several]
                 below = sum(value < LEAST_P for value in p.values)
-                apart.append(
-                    [
-                        str(part),
-                        str(over),
-                        READ[readout],
-                        WHOSE[shuffled],
-                        *cells,
-                        str(p),
-                        f"{below} of {len(p.values)}",
-                    ]
-                )
+                names = [str(part), str(over), READ[readout], WHOSE[shuffled]]
+                apart.append([*names, *cells, str(p), f"{below} of {len(p.values)}"])
     by_level, confounds, errors = [], [], []
     judged: dict[str, Place] = {"part": "other events", "over": "events", "back": 0}
     for level in _levels(records):
@@ -73,18 +64,12 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
     modules.sort(key=lambda line: -abs(spread(records, "module_share", module=line[0]).mean))
     both = [f"{name} shuffled: {what}" for name in ("gradient", "pipeline") for what in ("mean", "deviation", "z", "p")]
     return {
-        "Are the labels told apart from shuffled ones?": (
-            APART,
-            apart,
-        ),
+        "Are the labels told apart from shuffled ones? At the level chosen on other questions": (APART, apart),
         "By level, at the last token of the prompt": (
             ["level", "read out", "cosine", *both, "less the shift expected of shuffled labels"],
             by_level,
         ),
-        "What else lies along it: the head, and the vector of answered pairs": (
-            CONFOUNDS,
-            confounds,
-        ),
+        "What else lies along it: the head, and the vector of answered pairs": (CONFOUNDS, confounds),
         "How far a step is from linear, |finite - exact| / |finite|, by its radius": (
             ["level", *(f"{radius:.0e}" for radius in RADII)],
             errors,

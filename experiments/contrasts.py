@@ -2,8 +2,9 @@
 
 *feelings*: who found the toy was happy, who lost it was sad. The label belongs to the event, so prompts of one event
 are no independent evidence: the parts share no event, and labels are shuffled over events. Made for a model of
-children's stories; a step or a push is not to harm whether it knows who is a she and who a he. *boolq*: yes or no, of a
-passage. *digits*: the synthetic model's own, which of two digits a sorted sequence begins with; it needs no file.
+children's stories. *boolq*: yes or no, of a passage; the parts share no passage. Neither is to harm whether a model
+knows who is a she and who a he. *digits*: the synthetic model's own, which of two digits a sorted sequence begins with;
+it needs no file. Of these two every question is an event of its own.
 """
 
 import itertools
@@ -16,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from experiments.language_models import DATA
 from experiments.recoveries import Told
-from lacuna import keys, models, setups, steering, trees
+from lacuna import derivatives, keys, models, setups, steering, trees
 from lacuna.checkpoints import load_hf, load_tokenizer, sources
 from lacuna.errors import InvalidInput
 from lacuna.tasks import Prompts, Question, digits, pack, prompt_rows
@@ -37,6 +38,9 @@ BOOLQ = DATA / "boolq.jsonl"
 
 TASK, DIGITS = "sort", (0, 1)
 """Of the synthetic model: is the least of eight digits a 0 or a 1?"""
+
+AT_A_TIME = 32
+"""Questions whose gradients or shifts are in memory together."""
 
 HAPPY = (
     "found the toy", "got a new ball", "went to the park", "played with the dog", "ate a big cake", "had a fun day",
@@ -69,17 +73,19 @@ class ContrastSpec:
     """A contrast, and how many questions of it.
 
     Attributes:
-      contrast: `feelings`, `boolq` or `digits`. None: `feelings` where `data/stories` is there, else `digits`.
+      contrast: `feelings`, `boolq` or `digits`. None: `feelings` where a model is named or `data/stories` is there,
+        else `digits`.
       model: folder or hub id of the language model. None: that of `data/stories`.
       tokenizer: folder or hub id. None: that of `data/stories`, or the model's own.
-      begin_token: text of a token that stands in front of every row; `<s>` for the model of `data/stories`.
+      begin_token: text of a token that stands in front of every row. None: `<s>` for the model of `data/stories`, and
+        nothing for another.
       questions: BoolQ: a .jsonl file or an id of `datasets`. None: `data/boolq.jsonl`.
       num_names: names an event is told of, half of them girls'.
       num_fit_events: events of either kind to fit on; a third as many to choose on, and the rest to judge on.
       num_fit: questions to fit on where they are not told of events.
-      num_chosen_on: questions to choose levels and strengths on.
-      num_judged_on: questions that are looked at last.
-      max_length: tokens of a question; longer ones are left out.
+      num_chosen_on: of those, questions to choose levels and strengths on.
+      num_judged_on: of those, questions that are looked at last.
+      max_length: tokens of a question; BoolQ's longer ones are left out.
       train_steps: of the synthetic model.
     """
 
@@ -104,6 +110,10 @@ class ContrastSpec:
         for name in ("num_fit", "num_chosen_on", "num_judged_on"):
             if getattr(self, name) < 2 or getattr(self, name) % 2:
                 raise InvalidInput(f"{name} must be even and at least 2", got=getattr(self, name))
+        if self.questions and self.contrast != "boolq":
+            raise InvalidInput("questions are those of boolq", got=f"`{self.questions}`", hint="--contrast boolq")
+        if self.contrast == "digits" and (self.model or self.tokenizer or self.begin_token):
+            raise InvalidInput("digits are asked of the synthetic model alone", hint="--contrast feelings")
 
 
 class Part(NamedTuple):
@@ -220,23 +230,29 @@ def contrasted(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contra
     model, params = load_hf(source, dtype=jnp.float32)
     tokenizer = load_tokenizer(tokenizer_source)
     encode = partial(_encoded, tokenizer)
-    begin_token = "<s>" if source == str(STORIES / "model") else spec.begin_token
-    begin = tokenizer.convert_tokens_to_ids(begin_token) if begin_token else None
+    begin = _begin(tokenizer, spec.begin_token or ("<s>" if source == str(STORIES / "model") else ""))
     rows = partial(prompt_rows, encode=encode, max_length=spec.max_length, begin=begin)
     if kind == "feelings":
         parts = _feelings(spec, seed, rows)
-        names = GIRLS + BOYS
-        asked = [(name, event) for name, event in itertools.product(names, HAPPY[::7] + SAD[::7])]
-        pronouns = [Question(f"{name} {event}.", (" She", " He"), int(name in BOYS)) for name, event in asked]
-        others = {"pronouns": rows(pronouns, first_piece=True)}
         template = TEMPLATES["feelings"]
         text = own_text(model, params, begin or 0, num_rows=24, length=48, key=keys.stream(seed, "text"))
     else:
         from lacuna.tasks.boolq import TEMPLATE as template
 
         parts, text = _boolq(spec, seed, rows, encode, begin)
-        others = {}
+    told_of = itertools.product(GIRLS + BOYS, HAPPY[::7] + SAD[::7])
+    pronouns = [Question(f"{name} {event}.", (" She", " He"), int(name in BOYS)) for name, event in told_of]
+    others = {"pronouns": rows(pronouns, first_piece=True)}
     return Contrasted(kind, source, model, params, encode, begin, template, *parts, others, text)
+
+
+def _begin(tokenizer: Any, token: str) -> int | None:
+    """The token of a text; None for no text."""
+    found = tokenizer.convert_tokens_to_ids(token) if token else None
+    # One that is not there is None of some tokenizers, and of others the token of what is unknown.
+    if token and (found is None or tokenizer.convert_ids_to_tokens(found) != token):
+        raise InvalidInput("begin_token must be a token of the tokenizer", got=f"`{token}`")
+    return found
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
@@ -268,19 +284,33 @@ def _feelings(spec: ContrastSpec, seed: int, rows: Any) -> list[Part]:
 
 
 def _boolq(spec: ContrastSpec, seed: int, rows: Any, encode: Any, begin: int | None) -> tuple[list[Part], Any]:
-    """The three parts, and passages of questions that are in none of them as plain text."""
+    """The three parts, one question of each passage, and as plain text passages that no part has a question of."""
     source = _questions(spec)
     kept = fitting(read_boolq(source), encode, max_length=spec.max_length, begin=begin)
-    fit, chosen_on, judged_on = boolq_split(kept.questions, seed=seed)
+    of_passage = {_passage(question): question for question in reversed(kept.questions)}
     sizes = spec.num_fit, spec.num_chosen_on, spec.num_judged_on
-    chosen = [part[:size] for part, size in zip((fit, chosen_on, judged_on), sizes, strict=True)]
-    spare = [part[size:] for part, size in zip((fit, chosen_on, judged_on), sizes, strict=True)]
-    passages = [question.prompt.rpartition("\nQuestion:")[0] for part in spare for question in part]
-    if not passages:
-        raise InvalidInput("boolq needs questions to spare, whose passages are plain text", got=f"{source}")
-    text = pack(passages[:200], encode, length=64).tokens[:48]
-    parts = [Part(tuple(part), prompts := rows(part), np.arange(len(prompts.right))) for part in chosen]
+    whole = boolq_split(list(of_passage.values()), seed=seed)
+    if any(len(part) < size for part, size in zip(whole, sizes, strict=True)):
+        asked = f"{source} must have {sizes[0]}, {sizes[1]} and {sizes[2]} questions of different passages"
+        several = ", ".join(str(len(part)) for part in whole)
+        raise InvalidInput(
+            f"{asked} to fit, to choose and to judge on", got=several, hint="fewer of them, or a greater max_length"
+        )
+    parts = [
+        Part(tuple(part[:size]), prompts := rows(part[:size]), np.arange(len(prompts.right)))
+        for part, size in zip(whole, sizes, strict=True)
+    ]
+    spare = [_passage(question) for part, size in zip(whole, sizes, strict=True) for question in part[size:]]
+    if not spare:
+        raise InvalidInput("boolq needs questions to spare, whose passages are plain text", got=f"none in {source}")
+    text = pack(spare[:200], encode, length=64).tokens[:48]
+    if len(text) < 2:
+        raise InvalidInput("passages to spare must have 128 tokens", got=f"{len(spare)} passages in {source}")
     return parts, jnp.asarray(text)
+
+
+def _passage(question: Question) -> str:
+    return question.prompt.rpartition("\nQuestion:")[0]
 
 
 def _digits(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contrasted:
@@ -295,7 +325,8 @@ def _digits(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contraste
     setup = setups.prepare(config, cache=cache, advance=advance, notice=told)
     several = {"fit": spec.num_fit, "chosen_on": spec.num_chosen_on, "judged_on": spec.num_judged_on}
     total = sum(several.values())
-    every = digit_contrast(seed, TASK, digits=DIGITS, num_rows=total)
+    # Of the stream that the model was not trained on.
+    every = digit_contrast(seed, TASK, digits=DIGITS, num_rows=total, split="held_out")
     # Half of every part is positive, as half of all is.
     order = np.concatenate([np.flatnonzero(every.positive)[:, None], np.flatnonzero(~every.positive)[:, None]], axis=1)
     parts, first = [], 0
@@ -325,10 +356,23 @@ def own_text(model: models.Model, params: Params, begin: int, *, num_rows: int, 
     return lax.fori_loop(1, length, drawn, rows)
 
 
-def step_of(found: Contrasted, moving: str) -> Delta:
-    """The labels' step on the fit questions, with the frozen leaves at rest."""
-    step = steering.label_step(partial(steering.choice_margin, found.model), found.params, found.fit.prompts)
-    return step if moving == ".*" else steering.restricted(step, moving)
+def step_of(found: Contrasted, prompts: Prompts, moving: str) -> Delta:
+    """The labels' step on some of the questions, a few rows at a time, with the frozen leaves at rest."""
+    loss = partial(steering.label_loss, partial(steering.choice_margin, found.model))
+    num_rows = len(prompts.right)
+    parts = next(n for n in range(1, num_rows + 1) if num_rows % n == 0 and num_rows // n <= AT_A_TIME)
+    rows = jax.tree.map(jnp.asarray, prompts)
+    slope = derivatives.gradient(loss, found.params, rows, microbatches=parts)
+    return steering.restricted(jax.tree.map(jnp.negative, slope), moving)
+
+
+def shifts_of(found: Contrasted, prompts: Prompts, step: Delta) -> Float[np.ndarray, "levels B D"]:
+    """How a step shifts the stream at the last token of each question, to first order."""
+    stream, weights = partial(steering.read_stream, found.model), steering.Read().weights(prompts.spans)
+    starts = range(0, len(prompts.right), AT_A_TIME)
+    several = [slice(start, start + AT_A_TIME) for start in starts]
+    reads = (steering.reading(stream, prompts.tokens[rows], weights[rows]) for rows in several)
+    return np.concatenate([steering.pushforward(read, found.params, step)[:, :, 0] for read in reads], axis=1)
 
 
 def of_radius(delta: Delta, params: Params, radius: float) -> Delta:

@@ -21,7 +21,8 @@ from experiments import caa_judged, caa_shown
 from experiments.contrasts import Contrasted, ContrastSpec, contrasted, of_radius, step_of
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
-from lacuna import steering, trees
+from lacuna import steering
+from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place, Record
 from lacuna.steering.cosines import READOUTS, SHUFFLED
@@ -30,11 +31,12 @@ from lacuna.tasks import pair_spans
 NAME, TITLE = "pushforward_caa", "The activation shift of one gradient step beside the contrast vector"
 ABOUT = (
     "Cosines of a labelled gradient step's activation shift with the contrast vector of the same questions, by level "
-    "of the stream and token, each beside its permutation null: the same for 1,000 labellings that are shuffled over "
-    "events. z is signed and null-centred, (observed - mean of the null) / its deviation. The rule: the cosine of the "
-    "class difference on questions of other events, at the last token of the prompt, is positive, and over all levels "
-    "its largest |z| has p < 0.01 in every seed; the control: so it has where the contrast's labels are shuffled "
-    "together with the gradient's. A seed is another split of the events."
+    "of the stream and token, each beside its permutation null: the same for labels that are shuffled over events. z "
+    "is signed and null-centred, (observed - mean of the null) / its deviation. The rule, for the class difference on "
+    "questions of other events at the last token of the prompt: in every seed cosine and z are positive at the level "
+    "of the largest |z| on yet other questions, and the largest |z| over all levels has p < 0.01; the control: so z "
+    "and p are where the contrast's labels are shuffled together with the gradient's. A seed is another split of the "
+    "same events, so that seeds are no independent samples. Of BoolQ and digits every question is an event of its own."
 )
 
 
@@ -44,7 +46,7 @@ class Config:
 
     Attributes:
       num_seeds: splits of the questions; of the synthetic model its seeds, too.
-      num_shuffled: labellings of a null.
+      num_shuffled: labellings of a null; fewer than 100 have no p below 0.01.
       back: tokens of the prompt that are read, counted from its last.
       moving: regular expression of the leaves that the step moves.
       batch_rows: held-out questions that are pushed forward at a time.
@@ -57,6 +59,13 @@ class Config:
     moving: str = "(?!embedding|positions).*"
     batch_rows: int = 40
     contrasts: ContrastSpec = field(default_factory=ContrastSpec)
+
+    def __post_init__(self) -> None:
+        if 0 not in self.back or len(set(self.back)) < len(self.back):
+            raise InvalidInput("back must hold 0, the last token of the prompt, and each token once", got=self.back)
+        if self.num_shuffled < 2 or self.batch_rows < 1:
+            got = f"{self.num_shuffled} and {self.batch_rows}"
+            raise InvalidInput("num_shuffled must be at least 2 and batch_rows at least 1", got=got)
 
 
 _TINY = ContrastSpec(contrast="digits", num_fit=16, num_chosen_on=8, num_judged_on=8, train_steps=20)
@@ -163,7 +172,7 @@ def _steps(config: Config, found: Contrasted, told: Told) -> Iterator[Measure]:
     read = steering.reading(
         partial(steering.read_stream, found.model), rows.tokens, steering.Read().weights(rows.spans)
     )
-    step = step_of(found, config.moving)
+    step = step_of(found, found.fit.prompts, config.moving)
     for radius in caa_judged.RADII:
         shift = steering.shift(read, found.params, of_radius(step, found.params, radius))
         for level, error in enumerate(np.asarray(shift.error)):
@@ -174,7 +183,6 @@ def _steps(config: Config, found: Contrasted, told: Told) -> Iterator[Measure]:
     for name, own in zip(parts.names, last, strict=True):
         if own.any():
             yield "module_share", own @ whole / (whole @ whole), {"module": name}
-    yield "num_moved", trees.size(step), {}
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from lacuna.reports.claims import Claim, Spread, seeds_of, spread, verdict
 from lacuna.reports.records import Place, Record, select
+from lacuna.steering import MatchStatus
 
 JUDGED = "contrast"
 """The arm that the claim is about."""
@@ -36,7 +37,7 @@ def worst_other(records: Sequence[Record], **where: Place) -> tuple[str, Spread]
 
 def points(change: Spread) -> str:
     """A share as points."""
-    return str(Spread(tuple(100 * value for value in change.values)))
+    return str(Spread(tuple(round(100 * value, 9) + 0.0 for value in change.values)))  # no -1e-14, and no -0
 
 
 def claims(records: Sequence[Record], config: Any) -> list[Claim]:
@@ -48,6 +49,8 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
     other, lost = worst_other(records, arm=JUDGED, **at)
     nats = spread(records, "nats_gain", arm=JUDGED, **at)
     random = random_level(records, "balanced_accuracy_gain", **at)
+    found = [status for arm in (JUDGED, "random") for status in spread(records, "status", arm=arm, **at).values]
+    matched = f"{sum(status == MatchStatus.MATCHED for status in found)} of {len(found)}"
     holds, control = (is_above_random(records, name, **at) for name in ("balanced_accuracy", "auroc"))
     return [
         Claim(
@@ -58,7 +61,7 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
             f"{100 * low.mean:.3g} to {100 * high.mean:.3g}; accuracy {points(plain)}; {other} {points(lost)}; "
             f"plain text {nats} nats",
             f"random directions, 95th percentile {points(random)} points; AUROC {auroc}, of them "
-            f"{random_level(records, 'auroc_gain', **at)}",
+            f"{random_level(records, 'auroc_gain', **at)}; at equal cost {matched} arms",
             verdict(holds, control_holds=control, num_seeds=len(seeds_of(records))),
         )
     ]

@@ -9,6 +9,7 @@ from experiments import drawing
 from experiments.steering_judged import points, random_level, worst_other
 from lacuna.reports.claims import Spread, seeds_of, spread
 from lacuna.reports.records import Place, Record, select
+from lacuna.steering import MatchStatus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,8 @@ LOOKS = {
 HEAD = ["model", "steered by", "KL, 95th percentile"]
 GAINS = ["balanced accuracy, points", "paired 95 % interval", "accuracy, points", "paired 95 % interval", "AUROC"]
 GAINS += ["paired 95 % interval", "signed log odds, nats", "McNemar's p, median"]
-COSTS = ["other task that loses most, points", "plain text, nats a token", "KL reached", "probability on the answers"]
+COSTS = ["other task that loses most, points", "plain text, nats a token", "KL reached on other text"]
+COSTS += ["probability on the answers"]
 COSTS += ["level", "strength", "matched"]
 
 
@@ -65,7 +67,7 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
             levels = sorted({int(value) for value in spread(records, "level", **where).values})
             strengths = [abs(value) for value in spread(records, "strength", **where).values]
             told = ", ".join(map(str, levels)) or "all of them"
-            matched = f"{sum(value == 0 for value in status)} of {len(status)}"
+            matched = f"{sum(value == MatchStatus.MATCHED for value in status)} of {len(status)}"
             costs.append([*named, f"{other}: {points(lost)}", *several, told, f"{np.mean(strengths):.3g}", matched])
         where = {"target": target}
         above = [points(random_level(records, f"{name}_gain", **where)) for name in ("balanced_accuracy", "accuracy")]
@@ -90,12 +92,12 @@ def figures(records: Sequence[Record], config: Any) -> dict[str, tuple["Figure",
             _gains(records, config),
             f"Gain on the judged questions at matched KL, means over {num} seeds with the mean paired 95 % interval; "
             "the band: random directions, each with the level and the sign that were best on other questions, 5th to "
-            "95th percentile.",
+            "95th percentile over all seeds.",
         ),
         "curves": (
             _curves(records),
             "Along the strength, as a share of the stream's norm, at each vector's chosen level: steered at all tokens "
-            "(lines, range over seeds shaded) and at the last alone (dashed).",
+            "(lines, range over seeds shaded) and at the last alone (dashed); of random directions the first.",
         ),
     }
 
