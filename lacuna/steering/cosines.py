@@ -9,6 +9,7 @@ one as large, for what they have in common with the true ones, the pull towards 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -48,6 +49,8 @@ class CosineMap:
       nulls: by what is read out and whose labels are shuffled; `observed` is the same for both.
       subtracted: by readout, the cosine of the shift less the expected shift of shuffled labels; not of `per_prompt`.
       deviation: of cos(D(x), v) over the held-out prompts.
+
+    A cosine is NaN where one of its two vectors is zero, as a contrast is at level 0 where all prompts end alike.
     """
 
     contrast: Float[np.ndarray, "levels Q D"]
@@ -129,8 +132,8 @@ def cosine_map(
       seed: of the labellings.
       groups: of each prompt of `fit`, as for `nulls.shuffled_labels`: what the labels are shuffled over.
       moving: as for `example_shifts`.
-      batch_size: held-out prompts at a time; the gradients of `fit` are taken again for each batch, and
-        n x (L + 1) x batch_size x Q x D numbers are kept.
+      batch_size: held-out prompts at a time; the gradients of `fit` are taken again for each batch. Beside the
+        n x (L + 1) x batch_size x Q x D shifts there are a few times N x (L + 1) x Q x D numbers.
 
     Raises:
       InvalidInput: prompts of one label, fewer than two labellings, or a row without the tokens that are read.
@@ -143,25 +146,28 @@ def cosine_map(
         )
     shuffled = shuffled_labels(fit.positive, num_shuffled, seed=seed, groups=groups)
     labels = np.concatenate([fit.positive[None], shuffled])
+    # How likely each prompt is to be positive: groups are shuffled whole, and the large ones are no likelier.
+    share = fit.positive.mean() if groups is None else fit.positive[np.unique(groups, return_index=True)[1]].mean()
+    batch_size = min(batch_size, len(held_out.right))
     contrasts = _contrasts(jnp.asarray(labels), _activations(stream, params, fit, read, batch_size))
     signs = np.where(held_out.positive, 1.0, -1.0)
     sizes = np.where(held_out.positive, held_out.positive.sum(), (~held_out.positive).sum())
     weights = np.stack([np.full(len(signs), 1 / len(signs)), signs / sizes]).astype(np.float32)
-    parts = []
-    for rows, there in _batches(held_out, batch_size):
+
+    def part(rows: Prompts, there: Int[np.ndarray, "b"]) -> _Sums:
         at = reading(stream, rows.tokens, read.weights(rows.spans))
         own = np.pad(weights[:, there], ((0, 0), (0, batch_size - len(there))))
-        parts.append(_of_batch(moving, trees.as_data(margin), at, params, fit, own, len(there), labels, contrasts))
-    found: _Sums = jax.tree.map(lambda *each: sum(each[1:], start=each[0]), *parts)
-    margins = found.margins / len(parts)
-    return _judged(jax.device_get(_cosines(margins, labels, float(fit.positive.mean()), found, contrasts)), len(signs))
+        return _of_batch(moving, trees.as_data(margin), at, params, fit, own, len(there), labels, contrasts)
+
+    found = reduce(_sum, (part(rows, there) for rows, there in _batches(held_out, batch_size)))
+    return _judged(jax.device_get(_cosines(labels, float(share), found, contrasts)), len(signs))
 
 
 class _Sums(NamedTuple):
-    """What batches of held-out prompts add up to; the last three are sums over the prompts.
+    """What batches of held-out prompts add up to, but for the margins; the last three are sums over the prompts.
 
     Attributes:
-      margins: of the fit prompts, once for each batch.
+      margins: of the fit prompts.
       shifts: weighted sums over the prompts: their mean, and their class difference.
       alone: cosines of a prompt's own shift with the contrast of the true labels, by labelling.
       together: with the contrast of the same labelling.
@@ -173,6 +179,11 @@ class _Sums(NamedTuple):
     alone: Float[Array, "N levels Q"]
     together: Float[Array, "N levels Q"]
     squares: Float[Array, "levels Q"]
+
+
+@jax.jit
+def _sum(total: _Sums, part: _Sums) -> _Sums:
+    return jax.tree.map(jnp.add, total, part)._replace(margins=part.margins)
 
 
 @jax.jit(static_argnums=0)
@@ -207,6 +218,8 @@ def _combined(weights: Float[Array, "N n"], parts: Float[Array, "n *rest"]) -> F
 
 def _cosine(a: Float[Array, "*a D"], b: Float[Array, "*b D"]) -> Float[Array, "*c"]:
     """NaN where one of the two is zero."""
+    # By the largest entry first, whose square may not vanish: the step of labels that are told well is tiny.
+    a, b = (x / jnp.max(jnp.abs(x), axis=-1, keepdims=True) for x in (a, b))
     return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
 
 
@@ -215,7 +228,8 @@ def _contrasts(labels: Bool[Array, "N n"], activations: Float[Array, "n levels Q
     """The contrast vector of every labelling: a matrix product, too."""
     num_positive = jnp.sum(labels, axis=1, keepdims=True)  # groups may differ in size
     weights = jnp.where(labels, 1 / num_positive, -1 / (labels.shape[1] - num_positive))
-    return _combined(weights, activations)
+    # From the first prompt, which changes nothing but the rounding: where all are equal, so are the two means.
+    return _combined(weights, activations - activations[:1])
 
 
 def _activations(stream: Any, params: Params, prompts: Prompts, read: Read, batch_size: int) -> Array:
@@ -239,11 +253,11 @@ def _batches(prompts: Prompts, size: int) -> Iterator[tuple[Prompts, Int[np.ndar
 
 
 @jax.jit
-def _cosines(margins: Array, labels: Array, share: Any, sums: _Sums, contrasts: Array) -> dict[str, Any]:
-    """All cosines, the true labelling's first."""
-    steps = label_weights(margins, labels)
-    either = jnp.stack([jnp.ones_like(margins, bool), jnp.zeros_like(margins, bool)])
-    expected = jnp.asarray([share, 1 - share]) @ label_weights(margins, either)
+def _cosines(labels: Array, share: Any, sums: _Sums, contrasts: Array) -> dict[str, Any]:
+    """All cosines, the true labelling's first; `share` is that of shuffled labels that are positive."""
+    steps = label_weights(sums.margins, labels)
+    either = jnp.broadcast_to(jnp.asarray([[True], [False]]), (2, len(sums.margins)))
+    expected = jnp.asarray([share, 1 - share]) @ label_weights(sums.margins, either)
     found: dict[str, Any] = {"contrast": contrasts[0], "squares": sums.squares}
     for name, shifts in zip(("mean", "class_difference"), sums.shifts, strict=True):
         moved = _combined(steps, shifts)
@@ -281,7 +295,13 @@ def unembedding_difference(params: Params, choices: Int[Array | np.ndarray, "B 2
 
     A confound: a step that only raises one answer's logit moves the last levels along it, and where the head is the
     embedding's transpose, so does a contrast that is read at the answers themselves.
+
+    Raises:
+      InvalidInput: other than two choices, or one beyond the vocabulary.
     """
-    rows = params["head"]["kernel"].T if "head" in params else params["embedding"]
-    pairs = rows[choices].astype(jnp.float32)
-    return jnp.mean(pairs[:, 0] - pairs[:, 1], axis=0)
+    rows, axis = (params["head"]["kernel"], 1) if "head" in params else (params["embedding"], 0)
+    size = rows.shape[axis]
+    if choices.shape[1:] != (2,) or not ((choices >= 0) & (choices < size)).all():
+        raise InvalidInput(f"choices must be two of {size} tokens for each prompt", got=np.asarray(choices).tolist())
+    positive, other = (jnp.take(rows, choices[:, side], axis=axis).astype(jnp.float32) for side in (0, 1))
+    return jnp.mean(positive - other, axis=axis)

@@ -47,8 +47,14 @@ class Null:
 
         Args:
           levels: that were looked at; None for all.
+
+        Raises:
+          InvalidInput: none, or a level that there is not.
         """
-        chosen = np.arange(self.observed.shape[0]) if levels is None else np.asarray(levels)
+        last = self.observed.shape[0] - 1
+        chosen = np.arange(last + 1) if levels is None else np.asarray(levels, int)
+        if not chosen.size or chosen.min() < 0 or chosen.max() > last:
+            raise InvalidInput(f"levels must be of those from 0 to {last}, at least one of them", got=chosen.tolist())
         # Where nothing moves there is nothing to be far from.
         largest = np.nan_to_num(np.abs(self._standardised(self.values)))[:, chosen].max(axis=1)
         seen = np.nan_to_num(np.abs(self.z))[chosen].max(axis=0)

@@ -52,12 +52,16 @@ def restricted(delta: Delta, pattern: str) -> Delta:
     """The delta with zeros in all leaves but those whose whole name matches a regular expression.
 
     Raises:
-      InvalidInput: no leaf matches; names them.
+      InvalidInput: no leaf matches, and names them; or a pattern that is no regular expression.
     """
     names = trees.leaf_names(delta)
-    if not any(re.fullmatch(pattern, name) for name in names):
+    try:
+        chosen = {name for name in names if re.fullmatch(pattern, name)}
+    except re.error as fault:
+        raise InvalidInput("a subset must be a regular expression", got=f"`{pattern}`: {fault}") from fault
+    if not chosen:
         raise InvalidInput(f"a subset must match one of {', '.join(names)}", got=f"`{pattern}`")
-    return trees.map_named(lambda name, x: x if re.fullmatch(pattern, name) else jnp.zeros_like(x), delta)
+    return trees.map_named(lambda name, x: x if name in chosen else jnp.zeros_like(x), delta)
 
 
 class Shift(NamedTuple):
@@ -192,12 +196,12 @@ def _module_shifts(
 
     def part(at: tuple[Array, Array]) -> Array:
         kept = []
-        for leaf, (module, is_stacked) in zip(leaves, of_leaf, strict=True):
+        for leaf, point, (module, is_stacked) in zip(leaves, jax.tree.leaves(params), of_leaf, strict=True):
             mine = module == at[0]
             if is_stacked:
                 own = jnp.arange(leaf.shape[0]) == at[1]
                 mine = (mine & own).reshape(-1, *[1] * (leaf.ndim - 1))
-            kept.append(jnp.where(mine, leaf, 0))
+            kept.append(jnp.where(mine, leaf, 0).astype(point.dtype))
         return push(jax.tree.unflatten(structure, kept))
 
     return lax.map(part, (index, layer))

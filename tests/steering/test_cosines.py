@@ -10,6 +10,7 @@ import tiny_contrast
 
 from lacuna import models, steering
 from lacuna.errors import InvalidInput
+from lacuna.steering import cosines
 from lacuna.steering.margins import label_weights
 
 READ = steering.Read(back=(0, 3))
@@ -76,6 +77,51 @@ def _triples(n):
     return [(i, j, k) for i in range(n) for j in range(i) for k in range(j)]
 
 
+def test_shuffled_groups_of_different_sizes_are_each_as_likely_to_be_positive():
+    """What is expected of all five labellings that have one of the groups positive."""
+    tiny = tiny_contrast.tiny("qwen2")
+    groups = np.asarray([4, 4, 4, 4, 0, 1, 2, 3])
+    fit, held_out = relabelled(tiny_contrast.prompts(8, seed=1), groups == 4), tiny_contrast.prompts(6, seed=2)
+    found = steering.cosine_map(
+        tiny.margin, tiny.stream, tiny.params, fit, held_out, read=READ, num_shuffled=2, groups=groups
+    )
+    read = steering.reading(tiny.stream, held_out.tokens, READ.weights(held_out.spans))
+    margins, shifts = steering.example_shifts(tiny.margin, read, tiny.params, fit)
+    expected = np.mean([np.asarray(label_weights(margins, jnp.asarray(groups == one))) for one in range(5)], axis=0)
+    wanted = found.mean_shift - np.einsum("n,nlqd->lqd", expected, np.asarray(shifts).mean(axis=2))
+    np.testing.assert_allclose(found.subtracted["mean"], cosine(wanted, found.contrast), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", tiny_contrast.SPECS)
+def test_prompts_that_end_alike_have_no_contrast_at_the_embedding(name):
+    """Not one of rounding, whose cosine would be any number at all."""
+    tiny = tiny_contrast.tiny(name)
+
+    def ending(prompts):
+        at_end = np.arange(9) == prompts.length[:, None] - 1
+        return prompts._replace(tokens=np.where(at_end, 7, prompts.tokens).astype(np.int32))
+
+    fit, held_out = (tiny_contrast.prompts(n, seed=n, num_positive=3) for n in (11, 5))
+    if name == "gpt2":  # whose embedding knows positions
+        fit, held_out = (rows._replace(length=np.full(len(rows.right), 9, np.int32)) for rows in (fit, held_out))
+    found = steering.cosine_map(tiny.margin, tiny.stream, tiny.params, ending(fit), ending(held_out), num_shuffled=9)
+    assert not found.contrast[0].any()
+    for null in found.nulls.values():
+        assert np.isnan(null.observed[0]).all()
+        assert np.isnan(null.values[:, 0]).all()
+        assert np.isfinite(null.observed[1:]).all()
+
+
+def test_a_cosine_does_not_know_how_small_the_step_is():
+    """A model so sure of its labels that what is left of the gradient has a square that float32 has not."""
+    positive = jnp.arange(6) < 3
+    sure = jnp.where(positive, 60.0, -60.0)
+    raw = cosines._combined(label_weights(sure, positive)[None], jnp.eye(6)[:, :4])
+    assert 0 < float(jnp.max(jnp.abs(raw))) < 1e-20
+    found = cosines._cosine(raw, jnp.ones(4))
+    np.testing.assert_allclose(found, cosine(raw, np.ones(4)), rtol=1e-6)
+
+
 def test_frozen_leaves_take_no_part():
     tiny = tiny_contrast.tiny("qwen2")
     fit, held_out = tiny_contrast.prompts(6, seed=1), tiny_contrast.prompts(4, seed=2)
@@ -139,6 +185,8 @@ def test_the_unembedding_difference_is_of_the_heads_columns():
         head = tiny.params["embedding"].T if name == "gpt2" else tiny.params["head"]["kernel"]
         found = steering.unembedding_difference(tiny.params, tiny_contrast.prompts(3).choices)
         np.testing.assert_allclose(found, head[:, 4] - head[:, 17], rtol=1e-6)
+        with pytest.raises(InvalidInput, match=r"choices must be two of 23 tokens for each prompt; got \[\[4, 23\]\]"):
+            steering.unembedding_difference(tiny.params, np.asarray([[4, 23]], np.int32))
 
 
 def test_a_contrast_of_one_label_is_refused():

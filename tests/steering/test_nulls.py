@@ -57,3 +57,10 @@ def test_where_nothing_moves_nothing_is_far():
     assert np.isnan(null.z[0])
     assert null.p_of_maximum() == 1
     assert null.p_of_maximum([0]) == 1
+
+
+@pytest.mark.parametrize("levels", [[], [0, 2], [-1]])
+def test_the_maximum_is_over_levels_that_there_are(levels):
+    null = Null(np.zeros((2, 1)), np.random.default_rng(0).normal(size=(5, 2, 1)))
+    with pytest.raises(InvalidInput, match="levels must be of those from 0 to 1, at least one of them; got"):
+        null.p_of_maximum(levels)

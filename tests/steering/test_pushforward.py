@@ -104,6 +104,16 @@ def test_an_adapter_is_pushed_forward_over_its_factors_alone():
     assert relative(np.asarray(parts.shifts).sum(axis=0), np.asarray(found)) < 1e-5
 
 
+def test_a_delta_of_float32_moves_parameters_of_bfloat16():
+    tiny = tiny_contrast.tiny("qwen2")
+    read, point = reading_of(tiny), jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
+    delta = tiny_contrast.like(tiny.params, seed=1, scale=1e-2)
+    whole, wide = (np.asarray(steering.pushforward(read, at, delta)) for at in (point, tiny.params))
+    assert relative(whole, wide) < 0.05  # a few roundings to 8 bits
+    parts = steering.module_shifts(read, point, delta, stacked=tiny.model.stacked)
+    assert relative(np.asarray(parts.shifts).sum(axis=0), whole) < 0.05
+
+
 def test_a_subset_is_zero_elsewhere():
     delta = {"embedding": jnp.ones(2), "layers": {"mlp": {"up": jnp.ones(3)}}}
     found = steering.restricted(delta, "layers/.*")
@@ -111,6 +121,8 @@ def test_a_subset_is_zero_elsewhere():
     assert found["layers"]["mlp"]["up"].all()
     with pytest.raises(InvalidInput, match=r"must match one of embedding, layers/mlp/up; got `mlp`"):
         steering.restricted(delta, "mlp")
+    with pytest.raises(InvalidInput, match=r"must be a regular expression; got `\(`: "):
+        steering.restricted(delta, "(")
 
 
 def test_nothing_moves_without_a_step():
