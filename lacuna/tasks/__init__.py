@@ -1,10 +1,18 @@
 """Tasks: a loss, a metric and addressable data. Nothing here knows what a model is made of."""
 
+from lacuna.tasks.behaviours import balanced as balanced
+from lacuna.tasks.behaviours import read_behaviours as read_behaviours
+from lacuna.tasks.boolq import boolq_split as boolq_split
+from lacuna.tasks.boolq import read_boolq as read_boolq
+from lacuna.tasks.contrast import Kept as Kept
 from lacuna.tasks.contrast import Prompts as Prompts
 from lacuna.tasks.contrast import Question as Question
 from lacuna.tasks.contrast import Spans as Spans
+from lacuna.tasks.contrast import fitting as fitting
 from lacuna.tasks.contrast import pair_spans as pair_spans
 from lacuna.tasks.contrast import prompt_rows as prompt_rows
+from lacuna.tasks.contrast import split as split
+from lacuna.tasks.digit_contrast import digit_contrast as digit_contrast
 from lacuna.tasks.digits import DIGIT_TASKS as DIGIT_TASKS
 from lacuna.tasks.digits import Mixture as Mixture
 from lacuna.tasks.digits import digit_batch as digit_batch

@@ -4,9 +4,11 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.tasks.task import Encode
 
@@ -24,6 +26,18 @@ class Question(NamedTuple):
     prompt: str
     choices: tuple[str, ...]
     right: int
+
+
+class Kept(NamedTuple):
+    """Questions that can be used.
+
+    Attributes:
+      questions: in the order in which they came.
+      num_left_out: of those that came.
+    """
+
+    questions: list[Question]
+    num_left_out: int
 
 
 class Spans(NamedTuple):
@@ -74,8 +88,17 @@ def choice_tokens(
     """Tokens of the prompt and of each answer, as a tokenizer splits them where they stand together.
 
     Raises:
-      InvalidInput: a prompt or an answer without tokens, or an answer that changes how the prompt is split.
+      InvalidInput: fewer than two answers, none of which is the right one, a prompt or an answer without tokens, or an
+        answer that changes how the prompt is split; names the question.
     """
+    if len(question.choices) < 2:
+        raise InvalidInput(f"a question needs at least two answers; {name} has {len(question.choices)}")
+    if not 0 <= question.right < len(question.choices):
+        raise InvalidInput(
+            f"right must be one of 0 to {len(question.choices) - 1} of {name}, which has "
+            f"{len(question.choices)} answers",
+            got=question.right,
+        )
     prompt = list(encode(question.prompt))
     if not prompt:
         raise InvalidInput(f"a prompt needs tokens; that of {name} has none")
@@ -89,6 +112,26 @@ def choice_tokens(
             )
         answers.append(whole[len(prompt) :])
     return prompt, answers
+
+
+def fitting(questions: Sequence[Question], encode: Encode, *, max_length: int, begin: int | None = None) -> Kept:
+    """The questions that have room for each of their answers.
+
+    Args:
+      questions: any.
+      encode: as for `prompt_rows`.
+      max_length: tokens of the longest row: `begin`, the prompt and the longest answer.
+      begin: as for `prompt_rows`.
+
+    Raises:
+      InvalidInput: as `choice_tokens`.
+    """
+    kept = [
+        question
+        for i, question in enumerate(questions)
+        if max(len(row) for row in _rows(question, encode, begin, i)[1]) <= max_length
+    ]
+    return Kept(kept, len(questions) - len(kept))
 
 
 def prompt_rows(
@@ -112,28 +155,26 @@ def prompt_rows(
       InvalidInput: no question, an answer of several tokens (unless `first_piece`), answers that are told by one
         token, answers that are not equally many, or a prompt that is too long; names the question.
     """
-    rows, choices = [], []
+    prompts, choices = [], []
     for i, question in enumerate(questions):
-        name = f"question {i}"
-        prompt, answers = choice_tokens(question, encode, name=name)
-        several = [text for text, tokens in zip(question.choices, answers, strict=True) if len(tokens) > 1]
-        if several and not first_piece:
-            raise InvalidInput(
-                f"an answer must be a single token; `{several[0]}` of {name} is "
-                f"{max(map(len, answers))} tokens of this tokenizer",
-                hint="other words, or first_piece=True",
-            )
+        prompt, rows = _rows(question, encode, begin, i)
+        answers = [row[len(prompt) :] for row in rows]
+        for text, tokens in zip(question.choices, answers, strict=True):
+            if len(tokens) > 1 and not first_piece:
+                raise InvalidInput(
+                    f"an answer must be a single token; `{text}` of question {i} is {len(tokens)} of this tokenizer",
+                    hint="other words, or first_piece=True",
+                )
         told = [tokens[0] for tokens in answers]
         if len(set(told)) < len(told):
-            raise InvalidInput(f"the answers of {name} must begin with different tokens", got=f"{told}")
-        rows.append([*_begun(begin), *prompt])
+            raise InvalidInput(f"the answers of question {i} must begin with different tokens", got=f"{told}")
+        prompts.append(prompt)
         choices.append(told)
-    _check(rows, max_length)
-    if len({len(told) for told in choices}) > 1:
-        raise InvalidInput("all questions need equally many answers", got=f"{sorted({len(told) for told in choices})}")
-    lengths = np.asarray([len(row) for row in rows], np.int32)
+    _check(prompts, max_length)
+    _check_equally_many(questions)
+    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     right = np.asarray([question.right for question in questions], np.int32)
-    return Prompts(_padded(rows), lengths, np.asarray(choices, np.int32), right)
+    return Prompts(_padded(prompts), lengths, np.asarray(choices, np.int32), right)
 
 
 def pair_spans(
@@ -147,31 +188,31 @@ def pair_spans(
       max_length: as for `prompt_rows`.
       begin: as for `prompt_rows`.
 
+    Returns:
+      Two tables of one width.
+
     Raises:
-      InvalidInput: no question, one that has not two answers or two equal ones, or a row that is too long; names it.
+      InvalidInput: no question, one that has not two answers, answers of which one is the beginning of the other, or
+        a row that is too long; names the question.
     """
-    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-    starts, labels = [], []
+    rows, starts, labels = [], [], []
     for i, question in enumerate(questions):
         if len(question.choices) != 2:
             raise InvalidInput(f"a pair needs two answers; question {i} has {len(question.choices)}")
-        prompt, answers = choice_tokens(question, encode, name=f"question {i}")
-        if answers[0] == answers[1]:
-            raise InvalidInput(f"the two answers of question {i} must differ", got=f"`{question.choices[0]}` twice")
-        head = [*_begun(begin), *prompt]
-        for side, answer in zip(sides, answers, strict=True):
-            side.append([*head, *answer])
-        starts.append(len(head))
-        same = (a == b for a, b in zip(*answers, strict=False))
-        shared = next((k for k, equal in enumerate(same) if not equal), min(map(len, answers)) - 1)
-        labels.append(len(head) + shared)
-    for side in sides:
-        _check(side, max_length)
+        prompt, pair = _rows(question, encode, begin, i)
+        label = next((k for k, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), None)
+        if label is None:
+            first, second = question.choices
+            raise InvalidInput(
+                f"the two answers of question {i} must differ at a token of both", got=f"`{first}` and `{second}`"
+            )
+        rows.extend(pair)
+        starts.append(len(prompt))
+        labels.append(label)
+    _check(rows, max_length, each=2)
+    tokens, end = _padded(rows), np.asarray([len(row) for row in rows], np.int32)
     start, label = np.asarray(starts, np.int32), np.asarray(labels, np.int32)
-    positive, negative = (
-        Spans(_padded(side), start, np.asarray([len(row) for row in side], np.int32), label) for side in sides
-    )
-    return positive, negative
+    return Spans(tokens[::2], start, end[::2], label), Spans(tokens[1::2], start, end[1::2], label)
 
 
 def split(questions: Sequence[Question], sizes: Sequence[int], *, seed: int = 0) -> list[list[Question]]:
@@ -183,29 +224,49 @@ def split(questions: Sequence[Question], sizes: Sequence[int], *, seed: int = 0)
       seed: of the order.
 
     Raises:
-      InvalidInput: fewer questions than the parts need.
+      InvalidInput: a part without questions, or a seed outside [0, 2^32).
     """
-    unique = list({question.prompt: question for question in reversed(questions)}.values())[::-1]
-    if sum(sizes) >= len(unique):
+    unique: dict[str, Question] = {}
+    for question in questions:
+        unique.setdefault(question.prompt, question)
+    if min(sizes, default=1) < 1 or sum(sizes) >= len(unique):
         raise InvalidInput(
-            f"parts of {', '.join(map(str, sizes))} and a rest need more than {sum(sizes)} questions",
-            got=f"{len(unique)} with a prompt of their own",
+            f"every part needs a question, and so does the rest behind parts of {', '.join(map(str, sizes))}",
+            got=f"{len(unique)} questions with a prompt of their own",
         )
-    order = np.random.default_rng(seed).permutation(len(unique))
-    cuts = [0, *np.cumsum(sizes).tolist(), len(unique)]
-    return [[unique[i] for i in order[a:b]] for a, b in itertools.pairwise(cuts)]
+    order = jax.random.permutation(keys.stream(seed, "contrast/split"), len(unique)).tolist()
+    shuffled = [list(unique.values())[i] for i in order]
+    cuts = [0, *itertools.accumulate(sizes), len(unique)]
+    return [shuffled[a:b] for a, b in itertools.pairwise(cuts)]
 
 
-def _begun(begin: int | None) -> list[int]:
-    return [] if begin is None else [begin]
+def _rows(question: Question, encode: Encode, begin: int | None, index: int) -> tuple[list[int], list[list[int]]]:
+    """A question's row up to the answer, and the rows with each answer behind it."""
+    prompt, answers = choice_tokens(question, encode, name=f"question {index}")
+    begun = prompt if begin is None else [begin, *prompt]
+    return begun, [begun + answer for answer in answers]
 
 
-def _check(rows: Sequence[Sequence[int]], max_length: int) -> None:
+def _check(rows: Sequence[Sequence[int]], max_length: int, each: int = 1) -> None:
+    """That there are rows, `each` of every question, and that none is too long."""
     if not rows:
         raise InvalidInput("a contrast needs at least one question", got="none")
     for i, row in enumerate(rows):
         if len(row) > max_length:
-            raise InvalidInput(f"a row may have {max_length} tokens; question {i} has {len(row)}", hint="leave it out")
+            raise InvalidInput(
+                f"a row may have {max_length} tokens; question {i // each} has {len(row)}",
+                hint="`fitting`, which leaves out what is too long",
+            )
+
+
+def _check_equally_many(questions: Sequence[Question]) -> None:
+    first = len(questions[0].choices)
+    for i, question in enumerate(questions):
+        if len(question.choices) != first:
+            raise InvalidInput(
+                "all questions need equally many answers",
+                got=f"{first} of question 0 and {len(question.choices)} of question {i}",
+            )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, "B S"]:

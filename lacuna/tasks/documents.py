@@ -1,14 +1,26 @@
-"""Where text comes from: a plain file, JSON lines, or whatever the `datasets` library reads."""
+"""Where text comes from: a plain file, JSON, or whatever the `datasets` library reads."""
 
 import difflib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lacuna.errors import InvalidInput
 
-KINDS = "a .txt or .jsonl file, a folder of data files, or a data set that the hub gives"
+KINDS = "a .txt, .json or .jsonl file, a folder of data files, or a data set that the hub gives"
+
+
+class Row(NamedTuple):
+    """Entries of a table's row.
+
+    Attributes:
+      place: where it stands: `line 3 of FILE`.
+      entries: in the order in which their columns were named.
+    """
+
+    place: str
+    entries: tuple[Any, ...]
 
 
 def read_documents(
@@ -17,10 +29,10 @@ def read_documents(
     """The documents of a source, in its order; those of white space alone are left out.
 
     Args:
-      source: a `.txt` file, which is one document; a `.jsonl` file, a document in each line; or what
-        `datasets.load_dataset` takes: a folder of data files or an id on the hub such as `Salesforce/wikitext`. What
-        its cache lacks is fetched, whole, unless the environment says `HF_HUB_OFFLINE=1`.
-      column: that holds the text, of JSON lines and data sets.
+      source: a `.txt` file, which is one document; a `.jsonl` file, a document in each line, or a `.json` file, a list
+        of them; or what `datasets.load_dataset` takes: a folder of data files or an id on the hub such as
+        `Salesforce/wikitext`. What its cache lacks is fetched, whole, unless the environment says `HF_HUB_OFFLINE=1`.
+      column: that holds the text, of JSON and data sets.
       split: of a data set.
       subset: of a data set that has several.
 
@@ -29,7 +41,11 @@ def read_documents(
         a file that is not UTF-8; no text at all.
     """
     path = Path(source)
-    documents = [_read(path)] if path.suffix == ".txt" else _columns(source, (column,), split, subset)[0]
+    if path.suffix == ".txt":
+        documents = [_read(path)]
+    else:
+        rows = read_rows(source, (column,), split=split, subset=subset)
+        documents = [checked_text(column, row.entries[0], row.place) for row in rows]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise InvalidInput(f"{source} must hold text", got="none")
@@ -42,7 +58,7 @@ def read_pairs(
     """Prompts and their answers, in the order of the source.
 
     Args:
-      source: a `.jsonl` file, or a data set as for `read_documents`.
+      source: a `.jsonl` or `.json` file, or a data set as for `read_documents`.
       prompt: column of the prompts.
       answer: column of the answers.
       split: of a data set.
@@ -51,25 +67,61 @@ def read_pairs(
     Raises:
       InvalidInput: as `read_documents`.
     """
-    pairs = list(zip(*_columns(source, (prompt, answer), split, subset), strict=True))
+    columns = prompt, answer
+    pairs = []
+    for row in read_rows(source, columns, split=split, subset=subset):
+        first, second = (checked_text(name, entry, row.place) for name, entry in zip(columns, row.entries, strict=True))
+        pairs.append((first, second))
     if not pairs:
         raise InvalidInput(f"{source} must hold pairs", got="none")
     return pairs
 
 
-def _columns(source: str | Path, names: Sequence[str], split: str, subset: str | None) -> list[list[str]]:
-    """Columns of text."""
-    if Path(source).suffix == ".jsonl":
-        rows = _objects(Path(source))
-        for place, row in rows:
-            _check_columns(f"{place} of {source}", names, row)
-        return [_texts(name, ((f"{place} of {source}", row[name]) for place, row in rows)) for name in names]
+def read_rows(
+    source: str | Path, columns: Sequence[str | tuple[str, ...]], *, split: str = "train", subset: str | None = None
+) -> list[Row]:
+    """Columns of a source, row by row, whatever their entries are.
+
+    Args:
+      source: a `.jsonl` or `.json` file, or a data set as for `read_documents`.
+      columns: names; several for a column that has one of them.
+      split: of a data set.
+      subset: of a data set that has several.
+
+    Raises:
+      InvalidInput: as `read_documents`, but for what the entries are.
+    """
+    path = Path(source)
+    if path.suffix in (".json", ".jsonl"):
+        objects = _lines(path) if path.suffix == ".jsonl" else _listed(path)
+        return [Row(place, tuple(row[name] for name in _found(place, columns, row))) for place, row in objects]
     table = _load(source, split, subset)
-    _check_columns(str(source), names, table.column_names)
-    return [_texts(name, ((f"row {i} of {source}", entry) for i, entry in enumerate(table[name]))) for name in names]
+    found = [table[name] for name in _found(str(source), columns, table.column_names)]
+    return [Row(f"row {i} of {source}", entries) for i, entries in enumerate(zip(*found, strict=True))]
 
 
-def _objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def checked_text(column: str, entry: Any, place: str) -> str:
+    """The entry of a column, if it is text.
+
+    Raises:
+      InvalidInput: it is not; names the column and the place.
+    """
+    if not isinstance(entry, str):
+        raise InvalidInput(f"column `{column}` must hold text", got=f"{told(entry)} in {place}")
+    try:
+        entry.encode()
+    except UnicodeEncodeError as fault:  # JSON can spell what no text holds, and no tokenizer takes it
+        raise InvalidInput(f"column `{column}` must hold text", got=f"half a character in {place}") from fault
+    return entry
+
+
+def told(value: Any) -> str:
+    """A JSON value in an error, short."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a file of JSON lines, each with the place where it stands."""
     found = []
     for number, line in enumerate(_read(path).split("\n"), start=1):  # splitlines would cut within a JSON string
@@ -81,9 +133,25 @@ def _objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
             got = f"line {number}, where there is: {getattr(fault, 'msg', None) or type(fault).__name__}"
             raise InvalidInput(f"every line of {path} must be a JSON object", got=got) from fault
         if not isinstance(row, dict):
-            raise InvalidInput(f"every line of {path} must be a JSON object", got=f"{_told(row)} in line {number}")
-        found.append((f"line {number}", row))
+            raise InvalidInput(f"every line of {path} must be a JSON object", got=f"{told(row)} in line {number}")
+        found.append((f"line {number} of {path}", row))
     return found
+
+
+def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file that is one JSON list, each with the place where it stands."""
+    try:
+        rows = json.loads(_read(path))
+    except (ValueError, RecursionError) as fault:
+        at = f" in line {fault.lineno}" if isinstance(fault, json.JSONDecodeError) else ""
+        got = f"{getattr(fault, 'msg', None) or type(fault).__name__}{at}"
+        raise InvalidInput(f"{path} must be a JSON list of objects", got=got) from fault
+    if not isinstance(rows, list):
+        raise InvalidInput(f"{path} must be a JSON list of objects", got=told(rows), hint=".jsonl for an object a line")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{path} must be a JSON list of objects", got=f"{told(row)} as entry {number}")
+    return [(f"entry {number} of {path}", row) for number, row in enumerate(rows, start=1)]
 
 
 def _load(source: str | Path, split: str, subset: str | None) -> Any:
@@ -112,32 +180,18 @@ def _read(path: Path) -> str:
         raise InvalidInput(f"{path} must be a file that can be read", got=fault.strerror) from fault
 
 
-def _check_columns(where: str, names: Iterable[str], there: Iterable[str]) -> None:
-    columns = list(there)
-    for name in names:
-        if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1, cutoff=0)
+def _found(where: str, columns: Sequence[str | tuple[str, ...]], there: Iterable[str]) -> list[str]:
+    """Each column's name there."""
+    known, found = list(there), []
+    for column in columns:
+        names = (column,) if isinstance(column, str) else column
+        name = next((name for name in names if name in known), None)
+        if name is None:
+            near = difflib.get_close_matches(names[0], known, n=1, cutoff=0)
             raise InvalidInput(
-                f"{where} needs a column `{name}`",
-                got=", ".join(f"`{column}`" for column in columns) or "no column",
+                f"{where} needs a column {' or '.join(f'`{name}`' for name in names)}",
+                got=", ".join(f"`{column}`" for column in known) or "no column",
                 hint=f"`{near[0]}`" if near else "",
             )
-
-
-def _texts(name: str, entries: Iterable[tuple[str, Any]]) -> list[str]:
-    texts = []
-    for where, entry in entries:
-        if not isinstance(entry, str):
-            raise InvalidInput(f"column `{name}` must hold text", got=f"{_told(entry)} in {where}")
-        try:
-            entry.encode()
-        except UnicodeEncodeError as fault:  # JSON can spell what no text holds, and no tokenizer takes it
-            raise InvalidInput(f"column `{name}` must hold text", got=f"half a character in {where}") from fault
-        texts.append(entry)
-    return texts
-
-
-def _told(value: Any) -> str:
-    """A JSON value in an error, short."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+        found.append(name)
+    return found

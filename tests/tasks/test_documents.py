@@ -9,6 +9,7 @@ import pytest
 
 from lacuna.errors import InvalidInput
 from lacuna.tasks import read_documents, read_pairs
+from lacuna.tasks.documents import read_rows
 
 
 @pytest.fixture
@@ -65,6 +66,33 @@ def test_pairs_keep_their_order_and_their_sides(tmp_path, folder):
     assert read_pairs(folder, prompt="title", answer="text") == [("A", "a"), ("", ""), ("B", "b")]
 
 
+def test_a_json_list_is_read_like_json_lines(tmp_path):
+    path = tmp_path / "rows.json"
+    rows = [{"text": "a\nb", "title": "A"}, {"text": "c", "title": None}]
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    assert read_documents(path) == ["a\nb", "c"]
+    refused(r"`title` must hold text; got null in entry 2 of", read_documents, path, column="title")
+    for text, message in (
+        ('[{"text": "a"}, 3]', r"a JSON list of objects; got 3 as entry 2"),
+        ('{"text": "a"}', r'a JSON list of objects; got {"text": "a"}\. Try: \.jsonl'),
+        ('[{"text": "a"},\n', r"a JSON list of objects; got Expecting value in line 2"),
+        ("[" * 100_000, r"a JSON list of objects; got RecursionError"),
+        ('[{"title": "a"}]', r"entry 1 of .* needs a column `text`; got `title`"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        refused(message, read_documents, path)
+
+
+def test_a_column_may_have_one_of_several_names(tmp_path, folder):
+    path = written(tmp_path, '{"q": "a", "label": true}', '{"answer": 3, "q": "b"}')
+    assert read_rows(path, ["q", ("label", "answer")]) == [
+        (f"line 1 of {path}", ("a", True)),
+        (f"line 2 of {path}", ("b", 3)),
+    ]
+    assert read_rows(folder, [("answer", "label"), "text"], split="test") == [(f"row 0 of {folder}", (0, "c"))]
+    refused(r"line 1 of .* a column `answers` or `right`; got `q`, `label`", read_rows, path, [("answers", "right")])
+
+
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path, folder):
     path = written(tmp_path, '{"text": "a"}', '{"texts": "b", "id": 1}')
     refused(r"line 2 of .*rows.jsonl needs a column `text`; got `texts`, `id`\. Try: `texts`", read_documents, path)
@@ -107,7 +135,7 @@ def test_a_file_that_is_not_utf8(tmp_path):
 
 
 def test_a_file_of_another_kind(folder):
-    refused(r"a \.txt or \.jsonl file.*got a file of another kind", read_documents, folder / "train.parquet")
+    refused(r"a \.txt, \.json or \.jsonl file.*got a file of another kind", read_documents, folder / "train.parquet")
 
 
 def test_a_source_without_text(tmp_path):
