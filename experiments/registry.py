@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from experiments import (
+    activation_drift,
     basis_drift,
     gradient_spectrum,
     krylov_recovery,
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         linear_regime,
         specialisation,
         lora_recovery,
+        activation_drift,
     )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
