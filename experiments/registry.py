@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from experiments import (
+    activation_drift,
     basis_drift,
     boolq_steering,
     gradient_spectrum,
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         lora_recovery,
         pushforward_caa,
         boolq_steering,
+        activation_drift,
     )
 }
 """In the order of their claims. Each has Config, PRESETS, run_seed, claims, tables and figures."""
