@@ -40,8 +40,8 @@ ABOUT = (
     "every random direction, too. The rule: at 0.2 nats the lower end of the paired 95 % interval of the contrast "
     "vector's gain in balanced accuracy, a mean over seeds, is above the 95th percentile of the random directions' "
     "gains, likewise; the control: so it is in AUROC, which no bias moves, as it moves balanced accuracy. A seed is "
-    "another split of the same questions, so that seeds are no independent samples. Intervals take questions as "
-    "independent, which those told of one event are not."
+    "another split of the same questions, so that seeds are no independent samples. Intervals draw whole events, "
+    "for questions told of one event are no independent evidence."
 )
 
 
@@ -290,7 +290,9 @@ def _outcomes(
         for name, metric in METRICS.items():
             own, alone = judged.log_odds[i], base.log_odds[0]
             yield f"{name}_gain", metric(own, positive) - metric(alone, positive), where
-            interval = outcomes.paired_bootstrap(metric, alone, own, positive, num_resamples=config.num_resamples)
+            interval = outcomes.paired_bootstrap(
+                metric, alone, own, positive, groups=found.judged_on.groups, num_resamples=config.num_resamples
+            )
             yield f"{name}_gain_low", interval.low, where
             yield f"{name}_gain_high", interval.high, where
         yield "mcnemar_p", outcomes.mcnemar(base.right[0], judged.right[i]), where

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lacuna.errors import InvalidInput
 
@@ -102,6 +102,7 @@ def paired_bootstrap(
     steered: LogOdds,
     positive: Positive,
     *,
+    groups: Int[np.ndarray, "B"] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -116,18 +117,22 @@ def paired_bootstrap(
       base: log odds of the model itself.
       steered: of an arm.
       positive: which rows are.
+      groups: of each row the group that it belongs to, such as the event it is told of. Rows of a group are alike and
+        no independent evidence: whole groups are then drawn. None: every row is one of its own.
       num_resamples: draws of all rows.
       seed: of the draws: arms that share it are compared on the same ones.
       confidence: of the interval.
     """
-    rng, num_rows = np.random.default_rng(seed), len(positive)
-    at_a_time = max(1, 2**17 // num_rows)  # 1 MiB of weights, which a cache holds: twice as fast as all at once
+    names, of_row = np.unique(np.arange(len(positive)) if groups is None else groups, return_inverse=True)
+    rng, num_drawn = np.random.default_rng(seed), len(names)
+    at_a_time = max(1, 2**17 // len(positive))  # 1 MiB of weights, which a cache holds: twice as fast as all at once
     found = []
     for first in range(0, num_resamples, at_a_time):
         num_draws = min(at_a_time, num_resamples - first)
-        drawn = rng.integers(0, num_rows, (num_draws, num_rows)) + num_rows * np.arange(num_draws)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=num_draws * num_rows)
-        weights = counts.reshape(num_draws, num_rows).astype(np.float64)
+        drawn = rng.integers(0, num_drawn, (num_draws, num_drawn)) + num_drawn * np.arange(num_draws)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=num_draws * num_drawn)
+        weights = counts.reshape(num_draws, num_drawn).astype(np.float64)
+        weights = weights if groups is None else weights[:, of_row]
         found.append(metric(steered, positive, weights) - metric(base, positive, weights))
     differences = np.concatenate(found)
     differences = differences[~np.isnan(differences)]

@@ -138,3 +138,14 @@ def test_rows_of_one_kind_are_refused(function):
 def test_a_threshold_needs_numbers():
     with pytest.raises(InvalidInput, match="finite log odds; got 1 that are not"):
         outcomes.balanced_threshold(np.array([np.nan, 1.0]), np.array([True, False]))
+
+
+@every_metric
+def test_the_interval_is_none_the_narrower_for_rows_that_are_there_four_times(metric):
+    groups = np.tile(np.arange(60)[::-1], 4)
+    repeated = [np.tile(x, 4) for x in (LOG_ODDS, STEERED, POSITIVE)]
+    found = outcomes.paired_bootstrap(metric, *repeated, groups=groups, num_resamples=200)
+    alone = outcomes.paired_bootstrap(metric, *(x[::-1] for x in (LOG_ODDS, STEERED, POSITIVE)), num_resamples=200)
+    np.testing.assert_allclose(found, alone, rtol=1e-12)
+    apart = outcomes.paired_bootstrap(metric, *repeated, num_resamples=200)
+    assert apart.high - apart.low < 0.7 * (found.high - found.low)
