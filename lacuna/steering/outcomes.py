@@ -119,7 +119,14 @@ def paired_bootstrap(
       num_resamples: draws of all rows.
       seed: of the draws: arms that share it are compared on the same ones.
       confidence: of the interval.
+
+    Raises:
+      InvalidInput: no draw, or a confidence outside (0, 1).
     """
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise InvalidInput(
+            "a bootstrap needs draws, and a confidence between 0 and 1", got=f"{num_resamples} and {confidence}"
+        )
     rng, num_rows = np.random.default_rng(seed), len(positive)
     at_a_time = max(1, 2**17 // num_rows)  # 1 MiB of weights, which a cache holds: twice as fast as all at once
     found = []
