@@ -265,6 +265,7 @@ def test_a_grid_of_the_synthetic_model_is_each_of_its_arms_alone():
         np.testing.assert_allclose(found.mass[i], mass, rtol=1e-5)
         np.testing.assert_allclose(found.kl[i], kl_by_hand(base, log_probs), rtol=1e-4, atol=1e-9)
     assert np.ptp(found.log_odds, axis=0).min() > 0.05
+    assert (np.asarray(found.kl)[arms.strength != 0].max(axis=1) > 1e-6).all()
     np.testing.assert_array_equal(alike.log_odds, found.log_odds)  # what is behind a prompt is nothing to it
 
 
