@@ -5,8 +5,11 @@ products are multiply-and-sum in float32: elementwise products keep a sharded le
 pairwise summation behind `jnp.sum` stays within a few ulp where a long dot product drifts.
 """
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -39,8 +42,30 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def as_data(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The callable as an argument of a compiled program: one that is a pytree is data, any other is known by itself."""
-    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+    """The callable as an argument of a compiled program: one that is a pytree is data, any other is known by itself.
+
+    A `functools.partial` is known by what it binds, where that can be hashed: made again, it compiles nothing again.
+    """
+    if not jax.tree_util.all_leaves([function]):
+        return function
+    if type(function) is functools.partial:
+        bound = _Bound(function.func, function.args, tuple(sorted(function.keywords.items())))
+        with contextlib.suppress(TypeError):  # it holds an array, say
+            hash(bound)
+            function = bound
+    return jax.tree_util.Partial(function)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A `functools.partial` that is equal to another by value."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.function(*self.args, *args, **dict(self.keywords) | keywords)
 
 
 def is_floating(leaf: Any) -> bool:

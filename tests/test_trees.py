@@ -1,5 +1,6 @@
 """Tree algebra against flattened float64 numpy, over odd trees."""
 
+import functools
 import re
 from collections import OrderedDict
 from typing import Any
@@ -138,3 +139,16 @@ def test_the_digest_sees_both_of_two_leaves_of_one_name():
         return {"a": {"b": jnp.full(2, first)}, "a/b": jnp.zeros(2)}
 
     assert trees.content_digest(tree(1.0)) != trees.content_digest(tree(2.0))
+
+
+def scaled_sum(scale, x, *, shift=0.0):
+    return jnp.sum(scale * x) + shift
+
+
+def test_a_partial_is_known_to_a_program_by_what_it_binds():
+    run = jax.jit(lambda function, x: function(x))
+    one, again, other = (trees.as_data(functools.partial(scaled_sum, 2.0, shift=s)) for s in (1.0, 1.0, 3.0))
+    x = jnp.arange(3.0)
+    assert [float(run(function, x)) for function in (one, again, other)] == [7, 7, 9]
+    assert run._cache_size() == 2
+    assert float(run(trees.as_data(functools.partial(scaled_sum, np.ones(3))), x)) == 3  # an array has no hash

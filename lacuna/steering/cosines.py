@@ -136,7 +136,8 @@ def cosine_map(
         n x (L + 1) x batch_size x Q x D shifts there are a few times N x (L + 1) x Q x D numbers.
 
     Raises:
-      InvalidInput: prompts of one label, fewer than two labellings, or a row without the tokens that are read.
+      InvalidInput: prompts of one label, fewer than two labellings, a row without the tokens that are read, groups that
+        do not fit (see `nulls.shuffled_labels`), or a margin that is not finite; names the row.
     """
     for prompts in (fit, held_out):
         check_contrast(prompts)
@@ -160,6 +161,11 @@ def cosine_map(
         return _of_batch(moving, trees.as_data(margin), at, params, fit, own, len(there), labels, contrasts)
 
     found = reduce(_sum, (part(rows, there) for rows, there in _batches(held_out, batch_size)))
+    for row in np.flatnonzero(~np.isfinite(found.margins))[:1]:
+        raise InvalidInput(
+            f"the margins of all prompts must be finite; that of row {row} is not",
+            hint="tokens of this model's vocabulary, or parameters that are finite",
+        )
     return _judged(jax.device_get(_cosines(labels, float(share), found, contrasts)), len(signs))
 
 

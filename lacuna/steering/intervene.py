@@ -114,7 +114,7 @@ def scaled(vectors: Floats, norms: Floats) -> Float[Array, "n levels D"]:
 
     Args:
       vectors: [n, levels, D], or [n, D] for vectors that are the same at all levels.
-      norms: mean norm of the stream at each level, of `stream_norms` on the rows that the vectors were made of.
+      norms: mean norm of the stream at each level, those of `SteeringVectors` for example.
 
     Raises:
       InvalidInput: vectors of neither shape.
@@ -146,7 +146,7 @@ def position_masks(
         by default its last token.
 
     Raises:
-      InvalidInput: a rule that there is not, or a row that ends before its start.
+      InvalidInput: no rule, one that there is not, or a row that ends before its start.
     """
     start = prompts.length - 1 if start is None else start
     outside = np.flatnonzero((start < 0) | (start >= prompts.length))
@@ -155,9 +155,9 @@ def position_masks(
         raise InvalidInput(f"row {row} has {prompts.length[row]} tokens; it cannot be steered from {start[row]} on")
     at, end = np.arange(prompts.tokens.shape[1]), prompts.length[:, None]
     rules = {"last": at == end - 1, "all": at < end, "after_prompt": (at >= start[:, None]) & (at < end)}
-    for name in names:
-        if name not in rules:
-            raise InvalidInput(f"positions are steered by {', '.join(rules)}", got=f"`{name}`")
+    unknown = [f"`{name}`" for name in names if name not in rules]
+    if unknown or not names:
+        raise InvalidInput(f"positions are steered by {', '.join(rules)}", got=", ".join(unknown) or "none")
     return np.stack([rules[name] for name in names])
 
 

@@ -122,7 +122,14 @@ def paired_bootstrap(
       num_resamples: draws of all rows.
       seed: of the draws: arms that share it are compared on the same ones.
       confidence: of the interval.
+
+    Raises:
+      InvalidInput: no draw, or a confidence outside (0, 1).
     """
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise InvalidInput(
+            "a bootstrap needs draws, and a confidence between 0 and 1", got=f"{num_resamples} and {confidence}"
+        )
     names, of_row = np.unique(np.arange(len(positive)) if groups is None else groups, return_inverse=True)
     rng, num_drawn = np.random.default_rng(seed), len(names)
     at_a_time = max(1, 2**17 // len(positive))  # 1 MiB of weights, which a cache holds: twice as fast as all at once

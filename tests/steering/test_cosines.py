@@ -31,7 +31,7 @@ def direct(tiny, fit, held_out, *, step_labels, contrast_labels):
     step = steering.label_step(tiny.margin, tiny.params, relabelled(fit, step_labels))
     read = steering.reading(tiny.stream, held_out.tokens, READ.weights(held_out.spans))
     shift = np.moveaxis(np.asarray(steering.pushforward(read, tiny.params, step)), 1, 0)
-    own = np.moveaxis(np.asarray(tiny.stream(tiny.params, fit.tokens, weights=READ.weights(fit.spans))), 1, 0)
+    own = np.moveaxis(np.asarray(jax.jit(tiny.stream)(tiny.params, fit.tokens, weights=READ.weights(fit.spans))), 1, 0)
     contrast = own[contrast_labels].mean(0) - own[~contrast_labels].mean(0)
     apart = shift[held_out.positive].mean(0) - shift[~held_out.positive].mean(0)
     return {
@@ -164,9 +164,12 @@ def test_a_step_of_the_labels_is_minus_their_losses_gradient():
         return -jnp.mean(jax.nn.log_sigmoid(jnp.where(rows.right == 0, gap, -gap)))
 
     step = steering.label_step(tiny.margin, tiny.params, rows)
-    for found, slope in zip(jax.tree.leaves(step), jax.tree.leaves(jax.grad(loss)(tiny.params)), strict=True):
+    value, slopes = jax.jit(jax.value_and_grad(loss))(tiny.params)
+    for found, slope in zip(jax.tree.leaves(step), jax.tree.leaves(slopes), strict=True):
         np.testing.assert_allclose(found, -slope, atol=1e-6 * np.abs(slope).max())
-    np.testing.assert_allclose(steering.label_loss(tiny.margin, tiny.params, rows), loss(tiny.params), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(steering.label_loss, static_argnums=0)(tiny.margin, tiny.params, rows), value, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
@@ -189,7 +192,7 @@ def test_the_unembedding_difference_is_of_the_heads_columns():
             steering.unembedding_difference(tiny.params, np.asarray([[4, 23]], np.int32))
 
 
-def test_a_contrast_of_one_label_is_refused():
+def test_what_is_no_contrast_is_refused():
     tiny = tiny_contrast.tiny("qwen2")
     rows, one = tiny_contrast.prompts(4), tiny_contrast.prompts(4, num_positive=0)
     with pytest.raises(InvalidInput, match="both labels; got 0 positive of 4"):
@@ -199,6 +202,9 @@ def test_a_contrast_of_one_label_is_refused():
     three = rows._replace(choices=np.zeros((4, 3), np.int32))
     with pytest.raises(InvalidInput, match="two answers; got 3"):
         steering.label_step(tiny.margin, tiny.params, three)
+    beyond = rows._replace(choices=np.where(np.arange(4)[:, None] == 2, 23, rows.choices).astype(np.int32))
+    with pytest.raises(InvalidInput, match="margins of all prompts must be finite; that of row 2 is not"):
+        steering.cosine_map(tiny.margin, tiny.stream, tiny.params, beyond, rows, num_shuffled=2)
     with pytest.raises(InvalidInput, match="num_shuffled must be at least 2"):
         steering.cosine_map(tiny.margin, tiny.stream, tiny.params, rows, rows, num_shuffled=1)
 

@@ -17,7 +17,11 @@ from lacuna.tasks.contrast import Prompts
 
 MODEL = tiny_lm.MODEL
 PARAMS = tiny_lm.PARAMS | {"embedding": 15 * tiny_lm.PARAMS["embedding"]}  # for logits that differ
+APPLY = jax.jit(MODEL.apply)
 LEVELS, WIDTH = MODEL.spec.num_layers + 1, MODEL.spec.width
+SYNTHETIC = models.synthetic(
+    models.SyntheticSpec(64, max_length=7, num_layers=LEVELS - 1, width=WIDTH, num_heads=2, mlp_width=16)
+)
 RNG = np.random.default_rng(0)
 LENGTH = np.array([4, 7, 5, 6], np.int32)
 PROMPTS = Prompts(
@@ -97,7 +101,7 @@ def test_masks_are_where_their_names_say_and_never_on_padding():
 def test_every_arm_answers_as_the_model_does_when_it_is_steered_alone(answers):
     *_, base = answers_by_hand(MODEL.apply(PARAMS, TOKENS).logits)
     for i in range(len(GRID.level)):
-        logits = MODEL.apply(PARAMS, TOKENS, steer=steer_of(i, MASKS)).logits
+        logits = APPLY(PARAMS, TOKENS, steer=steer_of(i, MASKS)).logits
         log_odds, mass, right, log_probs = answers_by_hand(logits)
         np.testing.assert_allclose(answers.log_odds[i], log_odds, atol=1e-5)
         np.testing.assert_allclose(answers.mass[i], mass, rtol=1e-5)
@@ -110,7 +114,7 @@ def test_every_arm_predicts_text_as_the_model_does_when_it_is_steered_alone(text
     everywhere = np.ones((3, *TEXT.shape), bool)
 
     def log_probs(**options):
-        return special.log_softmax(np.asarray(MODEL.apply(PARAMS, TEXT, **options).logits, np.float64), axis=-1)[:, :-1]
+        return special.log_softmax(np.asarray(APPLY(PARAMS, TEXT, **options).logits, np.float64), axis=-1)[:, :-1]
 
     base = log_probs()
     for i in range(len(GRID.level)):
@@ -132,7 +136,7 @@ def test_at_the_last_level_the_vector_is_added_before_the_final_norm_and_the_hea
 
 def test_a_strength_of_zero_changes_no_bit(answers, text):
     zero = GRID.strength == 0
-    logits = jax.jit(MODEL.apply)(PARAMS, TOKENS).logits[np.arange(4), LENGTH - 1]
+    logits = APPLY(PARAMS, TOKENS).logits[np.arange(4), LENGTH - 1]
     told = np.take_along_axis(np.asarray(logits), PROMPTS.choices, axis=1)
     bits = oracles.bits(told[:, 0] - told[:, 1])
     assert all(oracles.bits(each) == bits for each in answers.log_odds[zero])
@@ -216,7 +220,7 @@ def test_of_several_choices_the_first_is_held_against_the_rest():
     several = PROMPTS._replace(choices=choices, right=np.array([4, 0, 2, 1], np.int32))
     arms = steering.grid(MODEL, vectors=[0], levels=[1], strengths=[1.0])
     found = steering.steered_answers(MODEL, PARAMS, several, VECTORS, arms, MASKS)
-    steered = np.asarray(MODEL.apply(PARAMS, TOKENS, steer=steer_of(0, MASKS, arms)).logits, np.float64)
+    steered = np.asarray(APPLY(PARAMS, TOKENS, steer=steer_of(0, MASKS, arms)).logits, np.float64)
     told = np.take_along_axis(steered[np.arange(4), LENGTH - 1], choices, axis=1)
     np.testing.assert_allclose(found.log_odds[0], told[:, 0] - special.logsumexp(told[:, 1:], axis=1), atol=1e-5)
     np.testing.assert_array_equal(found.right[0], told.argmax(axis=1) == several.right)
@@ -227,10 +231,8 @@ def test_a_step_is_measured_as_the_model_at_the_new_weights():
     answers = steering.stepped_answers(MODEL, PARAMS, DELTA, strengths, PROMPTS)
     text = steering.stepped_text(MODEL, PARAMS, DELTA, strengths, TEXT, width=2)
     points = [jax.tree.map(jnp.asarray, oracles.axpy(strength, DELTA, PARAMS)) for strength in strengths]
-    by_hand = [answers_by_hand(MODEL.apply(point, TOKENS).logits) for point in points]
-    predicted = [
-        special.log_softmax(np.asarray(MODEL.apply(point, TEXT).logits, float), -1)[:, :-1] for point in points
-    ]
+    by_hand = [answers_by_hand(APPLY(point, TOKENS).logits) for point in points]
+    predicted = [special.log_softmax(np.asarray(APPLY(point, TEXT).logits, float), -1)[:, :-1] for point in points]
     for i, ((log_odds, mass, right, log_probs), steered) in enumerate(zip(by_hand, predicted, strict=True)):
         np.testing.assert_allclose(answers.log_odds[i], log_odds, atol=1e-5)
         np.testing.assert_allclose(answers.mass[i], mass, rtol=1e-5)
@@ -242,11 +244,29 @@ def test_a_step_is_measured_as_the_model_at_the_new_weights():
 
 
 def test_the_synthetic_model_can_be_stepped():
-    model = models.synthetic(models.SyntheticSpec(64, max_length=7, num_layers=1, width=8, num_heads=2, mlp_width=8))
-    params = model.init(jax.random.key(0))
+    model, params = SYNTHETIC, SYNTHETIC.init(jax.random.key(0))
+    apply = jax.jit(model.apply)
     found = steering.stepped_answers(model, params, params, np.array([0.0, 1.0], np.float32), PROMPTS)
     for log_odds, point in zip(found.log_odds, (params, jax.tree.map(lambda x: 2 * x, params)), strict=True):
-        np.testing.assert_allclose(log_odds, answers_by_hand(model.apply(point, TOKENS).logits)[0], atol=1e-5)
+        np.testing.assert_allclose(log_odds, answers_by_hand(apply(point, TOKENS).logits)[0], atol=1e-5)
+
+
+def test_a_grid_of_the_synthetic_model_is_each_of_its_arms_alone():
+    model, params = SYNTHETIC, SYNTHETIC.init(jax.random.key(0))
+    arms = steering.Arms(*(part[::5] for part in GRID))
+    beside = PROMPTS._replace(tokens=np.where(np.arange(7) < LENGTH[:, None], PROMPTS.tokens, 8).astype(np.int32))
+    found = steering.steered_answers(model, params, PROMPTS, VECTORS, arms, MASKS, width=4)
+    alike = steering.steered_answers(model, params, beside, VECTORS, arms, MASKS, width=4)
+    apply = jax.jit(model.apply)
+    *_, base = answers_by_hand(apply(params, TOKENS).logits)
+    for i in range(len(arms.level)):
+        log_odds, mass, _, log_probs = answers_by_hand(apply(params, TOKENS, steer=steer_of(i, MASKS, arms)).logits)
+        np.testing.assert_allclose(found.log_odds[i], log_odds, atol=1e-5)
+        np.testing.assert_allclose(found.mass[i], mass, rtol=1e-5)
+        np.testing.assert_allclose(found.kl[i], kl_by_hand(base, log_probs), rtol=1e-4, atol=1e-9)
+    assert np.ptp(found.log_odds, axis=0).min() > 0.05
+    assert (np.asarray(found.kl)[arms.strength != 0].max(axis=1) > 1e-6).all()
+    np.testing.assert_array_equal(alike.log_odds, found.log_odds)  # what is behind a prompt is nothing to it
 
 
 def test_logits_at_a_place_are_those_of_all_places():
@@ -383,6 +403,7 @@ REFUSED = {
     "positions are steered by last, all, after_prompt; got `first`": lambda: steering.position_masks(
         PROMPTS, ["first"]
     ),
+    "positions are steered by last, all, after_prompt; got none": lambda: steering.position_masks(PROMPTS, []),
     "row 2 has 5 tokens; it cannot be steered from 5 on": lambda: steering.position_masks(
         PROMPTS, ["after_prompt"], start=np.array([0, 0, 5, 0], np.int32)
     ),

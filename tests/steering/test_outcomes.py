@@ -135,6 +135,18 @@ def test_rows_of_one_kind_are_refused(function):
         function(LOG_ODDS, np.ones(60, bool))
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_resamples": 0}, "needs draws, and a confidence between 0 and 1; got 0 and 0.95"),
+        ({"confidence": 95.0}, "needs draws, and a confidence between 0 and 1; got 2000 and 95.0"),
+    ],
+)
+def test_an_interval_of_nothing_is_refused(options, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        outcomes.paired_bootstrap(outcomes.accuracy, LOG_ODDS, STEERED, POSITIVE, **options)
+
+
 def test_a_threshold_needs_numbers():
     with pytest.raises(InvalidInput, match="finite log odds; got 1 that are not"):
         outcomes.balanced_threshold(np.array([np.nan, 1.0]), np.array([True, False]))

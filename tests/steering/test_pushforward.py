@@ -151,3 +151,12 @@ def test_what_does_not_fit_is_refused():
         steering.pushforward(read, tiny.params, {"w": jnp.zeros(2)})
     with pytest.raises(InvalidInput, match=r"a weight for every activation, \[3, 3, 2, 12\]; got \[3, 3, 1, 12\]"):
         steering.pullback(read, tiny.params, jnp.zeros((3, 3, 1, 12)))
+
+
+def test_the_same_functions_made_again_compile_nothing():
+    counts = []
+    for _ in range(2):
+        tiny = tiny_contrast.tiny("qwen2")  # whose stream is another `functools.partial` each time
+        steering.pushforward(reading_of(tiny), tiny.params, tiny_contrast.like(tiny.params))
+        counts.append(_pushforward._cache_size())
+    assert counts[0] == counts[1]
