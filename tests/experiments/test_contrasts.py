@@ -298,3 +298,13 @@ def test_the_contrast_is_that_of_what_is_there(tmp_path, monkeypatch):
     assert contrasts.resolved(ContrastSpec()) == {"contrast": "digits", "model": "synthetic"}
     with pytest.raises(InvalidInput, match="data/stories/model"):
         contrasts.resolved(ContrastSpec("feelings"))
+
+
+def test_a_model_that_has_not_learnt_the_passages_is_refused(monkeypatch):
+    """Random weights tell the next token worse than its frequency does."""
+    tiny = tiny_contrast.tiny("qwen2")
+    text = jnp.asarray(tiny_contrast.prompts(16).tokens)
+    with pytest.raises(InvalidInput, match=r"must have learnt their language; `mine` takes .* their mere frequencies"):
+        contrasts.check_has_learnt(tiny.model, tiny.params, text, name="mine")
+    monkeypatch.setattr(contrasts.models, "next_token_nats", lambda model, params, tokens: jnp.full((16, 8), 1.0))
+    contrasts.check_has_learnt(tiny.model, tiny.params, text, name="mine")
