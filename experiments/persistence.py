@@ -163,11 +163,10 @@ def displacement_measures(
     yield from _by_level("linear_error", np.asarray(moved.error[1:]), {})
 
 
+@jax.jit
 def pushed_rows(read: Any, params: Params, rows: Rows) -> Float[Array, "k levels B Q D"]:
     """The shifts of activations by each of some deltas, to first order."""
-    each = zip(*(list(leaf) for leaf in jax.tree.leaves(rows)), strict=True)
-    deltas = (jax.tree.unflatten(jax.tree.structure(rows), leaves) for leaves in each)
-    return jnp.stack([steering.pushforward(read, params, delta) for delta in deltas])
+    return jax.lax.map(partial(steering.pushforward, read, params), rows)
 
 
 def masses_by_level(
