@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments import steering_judged, steering_shown
-from experiments.contrasts import AT_A_TIME, Contrasted, ContrastSpec, contrasted, of_radius, shifts_of, step_of
+from experiments.contrasts import AT_A_TIME, SMOKE, Contrasted, ContrastSpec, contrasted, of_radius, shifts_of, step_of
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
 from lacuna import keys, steering
@@ -79,7 +79,6 @@ class Config:
                 raise InvalidInput(f"{name} must be at least 1", got=getattr(self, name))
 
 
-_TINY = ContrastSpec(contrast="digits", num_fit=16, num_chosen_on=8, num_judged_on=8, train_steps=20)
 PRESETS = {
     "smoke": Config(
         1,
@@ -88,7 +87,7 @@ PRESETS = {
         num_shuffled_labels=1,
         alphas=(-0.2, 0.0, 0.2),
         num_resamples=50,
-        contrasts=_TINY,
+        contrasts=SMOKE,
     ),
     "small": Config(),
     "paper": Config(

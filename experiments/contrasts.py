@@ -116,6 +116,10 @@ class ContrastSpec:
             raise InvalidInput("digits are asked of the synthetic model alone", hint="--contrast feelings")
 
 
+SMOKE = ContrastSpec(contrast="digits", num_fit=8, num_chosen_on=8, num_judged_on=8, train_steps=20)
+"""As small as can be; parts of one size, so that little is compiled."""
+
+
 class Part(NamedTuple):
     """Questions of one use.
 

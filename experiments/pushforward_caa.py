@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import caa_judged, caa_shown
-from experiments.contrasts import Contrasted, ContrastSpec, contrasted, of_radius, step_of
+from experiments.contrasts import SMOKE, Contrasted, ContrastSpec, contrasted, of_radius, step_of
 from experiments.contrasts import resolved as resolved_contrast
 from experiments.recoveries import Told
 from lacuna import steering
@@ -68,9 +68,8 @@ class Config:
             raise InvalidInput("num_shuffled must be at least 2 and batch_rows at least 1", got=got)
 
 
-_TINY = ContrastSpec(contrast="digits", num_fit=16, num_chosen_on=8, num_judged_on=8, train_steps=20)
 PRESETS = {
-    "smoke": Config(1, num_shuffled=20, back=(0, 1), batch_rows=8, contrasts=_TINY),
+    "smoke": Config(1, num_shuffled=20, back=(0, 1), batch_rows=8, contrasts=SMOKE),
     "small": Config(),
     "paper": Config(
         num_shuffled=2000,
