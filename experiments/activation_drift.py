@@ -227,6 +227,8 @@ def _persistence(records: Sequence[Record]) -> tuple["Figure", str]:
     panels[2].set_title("the one with the other, same step", loc="left")
     for panel in panels:
         panel.set_xscale("symlog", linthresh=1)
+        panel.set_xlim(-0.1, 1.2 * max(int(r.where["step"]) for r in records if "step" in r.where))
+        panel.set_ylim(-1.05, 1.05)
         panel.set_xlabel("step of the recovery")
     panels[0].set_ylabel("cosine, mean over levels")
     drawing.legend_above(figure, panels[0])
