@@ -118,7 +118,9 @@ def _judged(quantity: str, values: Float[np.ndarray, "N L"], where: dict[str, Pl
     """A cosine, the first, beside those of shuffled labels; the mean over levels has a null of its own."""
     every = np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
     null = steering.Null(every[0, :, None], every[1:, :, None])
+    low, high = np.quantile(null.values, (0.025, 0.975), axis=0)  # where a null has two humps its deviation misleads
     found = {"": null.observed, "_null": null.mean, "_null_deviation": null.deviation, "_p": null.p}
+    found |= {"_null_low": low, "_null_high": high}
     for suffix, numbers in found.items():
         for level, number in zip([*range(1, values.shape[1] + 1), MEAN], numbers[:, 0], strict=True):
             yield quantity + suffix, float(number), {**where, "level": level}
@@ -163,11 +165,10 @@ def displacement_measures(
     yield from _by_level("linear_error", np.asarray(moved.error[1:]), {})
 
 
+@jax.jit
 def pushed_rows(read: Any, params: Params, rows: Rows) -> Float[Array, "k levels B Q D"]:
     """The shifts of activations by each of some deltas, to first order."""
-    each = zip(*(list(leaf) for leaf in jax.tree.leaves(rows)), strict=True)
-    deltas = (jax.tree.unflatten(jax.tree.structure(rows), leaves) for leaves in each)
-    return jnp.stack([steering.pushforward(read, params, delta) for delta in deltas])
+    return jax.lax.map(partial(steering.pushforward, read, params), rows)
 
 
 def masses_by_level(
