@@ -49,6 +49,12 @@ WORDS = {"contrast": "contrast vector", "shift": "label shift"}
 """Names of the two directions."""
 
 
+LEAST_CEILING = 0.3
+"""Below it the halves of the prompts are too few to tell a direction."""
+
+LARGEST_P = 0.01
+
+
 @dataclass(frozen=True)
 class Config:
     """Directions of activations along a recovery, and its displacement in activations.
@@ -145,12 +151,6 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     return [row]
 
 
-LEAST_CEILING = 0.3
-"""Below it the halves of the prompts are too few to tell a direction."""
-
-LARGEST_P = 0.01
-
-
 def _above_null(records: Sequence[Record], quantity: str, where: dict[str, Place]) -> bool:
     """Whether a cosine is above that of shuffled labels in every seed."""
     found, null, p = (spread(records, quantity + suffix, **where).values for suffix in ("", "_null", "_p"))
@@ -159,7 +159,14 @@ def _above_null(records: Sequence[Record], quantity: str, where: dict[str, Place
 
 LEVELS_SHOWN = ("with_start", "with_start_null", "with_start_p", "ceiling", "split_half", "split_half_null")
 
-CAPTURES = {"prefix": "first m updates", "remainder": "the displacement from step m on", "other_run": "another run's"}
+SPACES = {"pushed": "activations", "weight": "weights"}
+"""Where the displacement is measured, by the prefix of its quantities."""
+
+CAPTURES = {
+    "prefix": "first m updates",
+    "remainder": "the displacement from step m on",
+    "other_run": "first m updates of another run",
+}
 
 
 def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
@@ -277,6 +284,3 @@ def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
         "mean over levels) and in weights: mean over seeds, shaded from the smallest to the largest."
     )
     return figure, caption
-
-
-SPACES = {"pushed": "activations", "weight": "weights"}
