@@ -49,6 +49,12 @@ WORDS = {"contrast": "contrast vector", "shift": "label shift"}
 """Names of the two directions."""
 
 
+LEAST_CEILING = 0.3
+"""Below it the halves of the prompts are too few to tell a direction."""
+
+LARGEST_P = 0.01
+
+
 @dataclass(frozen=True)
 class Config:
     """Directions of activations along a recovery, and its displacement in activations.
@@ -145,12 +151,6 @@ def claims(records: Sequence[Record], config: Config) -> list[Claim]:
     return [row]
 
 
-LEAST_CEILING = 0.3
-"""Below it the halves of the prompts are too few to tell a direction."""
-
-LARGEST_P = 0.01
-
-
 def _above_null(records: Sequence[Record], quantity: str, where: dict[str, Place]) -> bool:
     """Whether a cosine is above that of shuffled labels in every seed."""
     found, null, p = (spread(records, quantity + suffix, **where).values for suffix in ("", "_null", "_p"))
@@ -159,7 +159,14 @@ def _above_null(records: Sequence[Record], quantity: str, where: dict[str, Place
 
 LEVELS_SHOWN = ("with_start", "with_start_null", "with_start_p", "ceiling", "split_half", "split_half_null")
 
-CAPTURES = {"prefix": "first m updates", "remainder": "the displacement from step m on", "other_run": "another run's"}
+SPACES = {"pushed": "activations", "weight": "weights"}
+"""Where the displacement is measured, by the prefix of its quantities."""
+
+CAPTURES = {
+    "prefix": "first m updates",
+    "remainder": "the displacement from step m on",
+    "other_run": "first m updates of another run",
+}
 
 
 def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
@@ -207,10 +214,10 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
 
 def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figure", str]]:
     """Cosines along the path, and masses by m."""
-    return {"persistence": _persistence(records), "pushed_captures": _captures(records)}
+    return {"persistence": _persistence(records, config.steps[-1]), "pushed_captures": _captures(records)}
 
 
-def _persistence(records: Sequence[Record]) -> tuple["Figure", str]:
+def _persistence(records: Sequence[Record], last: int) -> tuple["Figure", str]:
     figure, panels = drawing.panels(3)
     for panel, vector in zip(panels, WORDS, strict=False):
         where: dict[str, Place] = {"vector": vector, "level": MEAN}
@@ -227,28 +234,26 @@ def _persistence(records: Sequence[Record]) -> tuple["Figure", str]:
     panels[2].set_title("the one with the other, same step", loc="left")
     for panel in panels:
         panel.set_xscale("symlog", linthresh=1)
-        panel.set_xlim(-0.1, 1.2 * max(int(r.where["step"]) for r in records if "step" in r.where))
+        panel.set_xlim(-0.1, 1.2 * last)
         panel.set_ylim(-1.05, 1.05)
         panel.set_xlabel("step of the recovery")
     panels[0].set_ylabel("cosine, mean over levels")
     drawing.legend_above(figure, panels[0])
     caption = (
-        "Cosines along the recovery: mean over seeds, shaded from the smallest to the largest. Grey: the null, mean "
-        "and two deviations of shuffled labels. Between it and the ceiling a direction persists in part."
+        "Cosines along the recovery: mean over seeds, shaded from the smallest to the largest. Grey: the "
+        "null, the middle 95 % of shuffled labels. Between it and the ceiling a direction persists in part."
     )
     return figure, caption
 
 
 def _null_band(panel: "Axes", records: Sequence[Record], quantity: str, where: dict[str, Place]) -> None:
-    """Mean and two deviations of the null, each averaged over seeds."""
+    """The middle 95 % of the null, its ends averaged over seeds."""
     steps = sorted({int(r.where["step"]) for r in records if "step" in r.where})
-    middle, deviation = (
-        np.asarray([spread(records, f"{quantity}_{name}", step=step, **where).mean for step in steps])
-        for name in ("null", "null_deviation")
+    low, high = (
+        [spread(records, f"{quantity}_null_{end}", step=step, **where).mean for step in steps]
+        for end in ("low", "high")
     )
-    panel.fill_between(
-        steps, middle - 2 * deviation, middle + 2 * deviation, color=drawing.CONTROL, alpha=0.25, lw=0, label="null"
-    )
+    panel.fill_between(steps, low, high, color=drawing.CONTROL, alpha=0.25, lw=0, label="null")
 
 
 def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
@@ -279,6 +284,3 @@ def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
         "mean over levels) and in weights: mean over seeds, shaded from the smallest to the largest."
     )
     return figure, caption
-
-
-SPACES = {"pushed": "activations", "weight": "weights"}

@@ -139,11 +139,13 @@ def test_at_the_start_the_ceiling_is_the_cosine_itself_and_the_null_of_the_contr
 def test_pushed_updates_hold_the_whole_of_a_displacement_that_is_linear():
     """As many updates as the run has, so short that the network is linear; of a longer run the error is seen."""
     held_out = contrast().held_out
-    path, other = run_of(1e-5, 1e-5, 1e-5), run_of(1e-5, 2e-5, 3e-5)
+    path, other = run_of(1.5e-5, 5e-6, 5e-6), run_of(1e-5, 2e-5, 3e-5)
     measures = list(persistence.displacement_measures(START, path, other, held_out, (1, 3)))
     assert min(values(measures, "pushed_prefix", m=3).values()) > 0.999
-    assert max(values(measures, "pushed_prefix", m=1).values()) < 0.9
-    assert max(values(measures, "pushed_remainder", m=1).values()) < 0.5
+    # The first update is three times as long as the others, which have little to do with it.
+    first, remainder = (values(measures, f"pushed_{name}", m=1).values() for name in ("prefix", "remainder"))
+    assert 0.6 < min(first) <= max(first) < 0.99
+    assert max(remainder) < 0.5
     assert max(values(measures, "pushed_random", m=3).values()) < 0.9
     assert max(values(measures, "linear_error").values()) < 0.03
     long = run_of(0.3, 0.3, 0.3)
