@@ -191,9 +191,10 @@ def resolved(spec: ContrastSpec) -> dict[str, str]:
     load_tokenizer(tokenizer)
     if kind != "boolq":
         return {"contrast": kind, "model": source, "questions": "events"}
+    questions = _questions(spec)
     found = contrasted(spec, 0, Path(), lambda sentence: None)
     check_has_learnt(found.model, found.params, found.text, name=source)
-    return {"contrast": kind, "model": source, "questions": _questions(spec)}
+    return {"contrast": kind, "model": source, "questions": questions}
 
 
 def check_has_learnt(model: models.Model, params: Params, text: Int[Array, "B S"], *, name: str) -> None:
