@@ -2,6 +2,10 @@
 
 from lacuna.steering.activations import Read as Read
 from lacuna.steering.activations import read_stream as read_stream
+from lacuna.steering.arms import Arms as Arms
+from lacuna.steering.arms import grid as grid
+from lacuna.steering.arms import position_masks as position_masks
+from lacuna.steering.arms import scaled as scaled
 from lacuna.steering.caa import SteeringVectors as SteeringVectors
 from lacuna.steering.caa import load_vectors as load_vectors
 from lacuna.steering.caa import paired as paired
@@ -12,11 +16,7 @@ from lacuna.steering.cosines import cosine_map as cosine_map
 from lacuna.steering.cosines import example_shifts as example_shifts
 from lacuna.steering.cosines import unembedding_difference as unembedding_difference
 from lacuna.steering.intervene import Answers as Answers
-from lacuna.steering.intervene import Arms as Arms
 from lacuna.steering.intervene import TextCost as TextCost
-from lacuna.steering.intervene import grid as grid
-from lacuna.steering.intervene import position_masks as position_masks
-from lacuna.steering.intervene import scaled as scaled
 from lacuna.steering.intervene import steered_answers as steered_answers
 from lacuna.steering.intervene import steered_text as steered_text
 from lacuna.steering.intervene import stepped_answers as stepped_answers
