@@ -1,4 +1,4 @@
-"""Prepared starting points: the trained synthetic model and what becomes of it, made once and kept.
+"""The trained synthetic model and what becomes of it, made once and kept.
 
 A stage of training is a pure function of its recipe, so it is cached under the hash of that recipe. A
 cached stage that cannot be read, or whose bits are not the ones that were written, is named and made again.
