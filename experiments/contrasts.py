@@ -25,7 +25,7 @@ from lacuna import derivatives, keys, models, setups, steering, trees
 from lacuna.checkpoints import load_hf, load_tokenizer, sources
 from lacuna.errors import InvalidInput
 from lacuna.tasks import Prompts, Question, digits, pack, prompt_rows
-from lacuna.tasks.boolq import boolq_split, read_boolq
+from lacuna.tasks.boolq import boolq_split, passage_of, read_boolq
 from lacuna.tasks.contrast import fitting
 from lacuna.tasks.digit_contrast import digit_contrast
 from lacuna.training import TrainConfig
@@ -292,7 +292,7 @@ def _boolq(spec: ContrastSpec, seed: int, rows: Any, encode: Any, begin: int | N
     """The three parts, one question of each passage, and as plain text passages that no part has a question of."""
     source = _questions(spec)
     kept = fitting(read_boolq(source), encode, max_length=spec.max_length, begin=begin)
-    of_passage = {_passage(question): question for question in reversed(kept.questions)}
+    of_passage = {passage_of(question): question for question in reversed(kept.questions)}
     sizes = spec.num_fit, spec.num_chosen_on, spec.num_judged_on
     whole = boolq_split(list(of_passage.values()), seed=seed)
     if any(len(part) < size for part, size in zip(whole, sizes, strict=True)):
@@ -305,17 +305,13 @@ def _boolq(spec: ContrastSpec, seed: int, rows: Any, encode: Any, begin: int | N
         Part(tuple(part[:size]), prompts := rows(part[:size]), np.arange(len(prompts.right)))
         for part, size in zip(whole, sizes, strict=True)
     ]
-    spare = [_passage(question) for part, size in zip(whole, sizes, strict=True) for question in part[size:]]
+    spare = [passage_of(question) for part, size in zip(whole, sizes, strict=True) for question in part[size:]]
     if not spare:
         raise InvalidInput("boolq needs questions to spare, whose passages are plain text", got=f"none in {source}")
     text = pack(spare[:200], encode, length=64).tokens[:48]
     if len(text) < 2:
         raise InvalidInput("passages to spare must have 128 tokens", got=f"{len(spare)} passages in {source}")
     return parts, jnp.asarray(text)
-
-
-def _passage(question: Question) -> str:
-    return question.prompt.rpartition("\nQuestion:")[0]
 
 
 def _digits(spec: ContrastSpec, seed: int, cache: Path, told: Told) -> Contrasted:

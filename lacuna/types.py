@@ -56,8 +56,11 @@ class Objective(NamedTuple):
       perturbed_loss: `perturbed_loss(params, move, batch) -> scalar`, the same loss at the point whose every leaf
         (and every layer of a stacked leaf) is `move(leaf_name, layer, leaf)`. A model that runs layer by layer then
         holds the noise of one layer at a time. None: candidates are made whole.
+      smooth: whether the loss has a gradient. One that counts right answers moves in steps: nothing is predicted of
+        a search over it.
     """
 
     loss: Loss
     predict: Callable[[Params, Batch], Any] | None = None
     perturbed_loss: PerturbedLoss | None = None
+    smooth: bool = True

@@ -14,6 +14,7 @@ from lacuna.models.model import Model as Model
 from lacuna.models.model import Output as Output
 from lacuna.models.scoring import choice_logits as choice_logits
 from lacuna.models.scoring import logits_at as logits_at
+from lacuna.models.scoring import nats_at as nats_at
 from lacuna.models.scoring import next_token_nats as next_token_nats
 from lacuna.models.scoring import next_token_right as next_token_right
 from lacuna.models.scoring import span_nats as span_nats

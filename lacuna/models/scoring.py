@@ -115,6 +115,31 @@ def span_nats(
     return jnp.sum(jnp.where((at >= jnp.asarray(start)[:, None]) & (at < jnp.asarray(end)[:, None]), nats, 0), axis=1)
 
 
+def nats_at(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    at: Int[Array, "B A"],
+    wanted: Int[Array, "B c A"],
+    **options: Any,
+) -> Float[Array, "B c A"]:
+    """Cross-entropy in nats of the tokens that are wanted behind a few positions; the head is applied there alone.
+
+    Args:
+      model: of `causal_lm`.
+      params: its parameters.
+      tokens: rows; padding may stand behind the last position that is read.
+      at: of each row the positions; what is wanted behind position s is the token at s + 1.
+      wanted: c tokens for each of them: those of c answers.
+      options: the others of `apply`: mask, positions, lora, steer.
+    """
+    hidden = stream(model.spec, params, tokens, **options).hidden
+    there = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
+    logits = logits_of(there, head_kernel(model.spec, params))
+    of_wanted = jnp.take_along_axis(logits, jnp.swapaxes(wanted, 1, 2), axis=-1)
+    return jnp.swapaxes(jax.nn.logsumexp(logits, axis=-1)[..., None] - of_wanted, 1, 2)
+
+
 def choice_logits(
     model: Model,
     params: Params,

@@ -19,12 +19,18 @@ from lacuna.models.model import Model
 from lacuna.models.synthetic import SyntheticSpec, synthetic
 from lacuna.reports import rundir
 from lacuna.tasks import digits
-from lacuna.tasks.task import Task
+from lacuna.tasks.task import Batch, Task
 from lacuna.training import TrainConfig, fit
 from lacuna.types import Params
 
 VERSION = 1
 """Of the recipes below; part of every cache key. A change of any trained bit raises it."""
+
+SEARCH_STEP = 1_000_000
+"""Which training batch a sweep scores: one that no training here has seen."""
+
+HELD_OUT_BATCHES = 8
+"""Batches that the winners are scored on again: as many as give an interval for what is left of the gain."""
 
 DEFAULT_CACHE = Path("~/.cache/lacuna")
 
@@ -73,6 +79,16 @@ class Setup(NamedTuple):
     model: Model
     params: Params
     task: Task
+
+    @property
+    def batch(self) -> Batch:
+        """What every candidate of a sweep is scored on."""
+        return self.task.train(SEARCH_STEP)
+
+    @property
+    def held_out(self) -> tuple[Batch, ...]:
+        """Batches that the winners are scored on again."""
+        return tuple(self.task.held_out(step) for step in range(HELD_OUT_BATCHES))
 
 
 def untrained(config: SetupConfig, *, eval_batch_size: int = 128) -> Setup:

@@ -4,6 +4,11 @@ from lacuna.tasks.behaviours import balanced as balanced
 from lacuna.tasks.behaviours import read_behaviours as read_behaviours
 from lacuna.tasks.boolq import boolq_split as boolq_split
 from lacuna.tasks.boolq import read_boolq as read_boolq
+from lacuna.tasks.choices import Choices as Choices
+from lacuna.tasks.choices import choice_loss as choice_loss
+from lacuna.tasks.choices import choice_metric as choice_metric
+from lacuna.tasks.choices import choice_nats as choice_nats
+from lacuna.tasks.choices import choice_rows as choice_rows
 from lacuna.tasks.contrast import Kept as Kept
 from lacuna.tasks.contrast import Prompts as Prompts
 from lacuna.tasks.contrast import Question as Question
@@ -32,9 +37,14 @@ from lacuna.tasks.mappings import mapping as mapping
 from lacuna.tasks.row_streams import RowStream as RowStream
 from lacuna.tasks.row_streams import in_order as in_order
 from lacuna.tasks.row_streams import row_stream as row_stream
+from lacuna.tasks.short_answers import ShortAnswers as ShortAnswers
+from lacuna.tasks.short_answers import answer_rows as answer_rows
+from lacuna.tasks.short_answers import exact_match_loss as exact_match_loss
+from lacuna.tasks.short_answers import exact_match_metric as exact_match_metric
 from lacuna.tasks.task import Batch as Batch
 from lacuna.tasks.task import Encode as Encode
 from lacuna.tasks.task import Task as Task
+from lacuna.tasks.task_files import read_task as read_task
 from lacuna.tasks.text import Splits as Splits
 from lacuna.tasks.text import TokenRows as TokenRows
 from lacuna.tasks.text import check_disjoint as check_disjoint

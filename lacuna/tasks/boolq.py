@@ -48,6 +48,11 @@ def read_boolq(source: str | Path, *, split: str = "validation") -> list[Questio
     return questions
 
 
+def passage_of(question: Question) -> str:
+    """The passage that a question of `read_boolq` is about; several questions may share one."""
+    return question.prompt.rpartition("\nQuestion:")[0]
+
+
 def boolq_split(questions: Sequence[Question], *, seed: int = 0) -> list[list[Question]]:
     """Questions to fit on, to choose on and to test on: 2000, 500 and the rest, of fewer in the same proportions.
 

@@ -100,6 +100,21 @@ def read_rows(
     return [Row(f"row {i} of {source}", entries) for i, entries in enumerate(zip(*found, strict=True))]
 
 
+def column_names(source: str | Path, *, split: str = "train", subset: str | None = None) -> list[str]:
+    """The columns of a `.jsonl` or `.json` file, by its first row, or of a data set.
+
+    Raises:
+      InvalidInput: as `read_rows`; a file without a row.
+    """
+    path = Path(source)
+    if path.suffix not in (".json", ".jsonl"):
+        return list(_load(source, split, subset).column_names)
+    rows = _lines(path) if path.suffix == ".jsonl" else _listed(path)
+    if not rows:
+        raise InvalidInput(f"{path} must hold rows", got="none")
+    return list(rows[0][1])
+
+
 def checked_text(column: str, entry: Any, place: str) -> str:
     """The entry of a column, if it is text.
 

@@ -14,6 +14,9 @@ from lacuna.types import Loss, Objective, Params
 OfNext = Callable[..., Array]
 """`of_next(params, tokens) -> [B, S-1]`: something of each next token."""
 
+NatsAt = Callable[..., Array]
+"""`nats_at(params, tokens, at, wanted) -> [B, c, A]`: of the tokens that are wanted behind a few positions."""
+
 
 def language_loss(nats: OfNext) -> Loss:
     """The mean cross-entropy in nats of the tokens that count (`Batch.answer`), as a function of parameters and batch.

@@ -14,11 +14,14 @@ from lacuna.tasks.task import Batch, Step
 from lacuna.tasks.text import TokenRows
 from lacuna.types import Key
 
+RowBatch = tuple[Any, ...]
+"""A named tuple of arrays that have the rows in front: `Batch`, `Choices`, `ShortAnswers`."""
+
 _NUM_ROUNDS = 24
 """Of the Feistel network. Thousands of rows need fewer; at 12 the 720 orders of six rows are not equally frequent."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["tokens", "answer", "key"], meta_fields=["batch_size"])
+@partial(jax.tree_util.register_dataclass, data_fields=["rows", "key"], meta_fields=["batch_size"])
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that jax.jit(stream) works as well
 class RowStream:
     """`stream(step) -> Batch`; made by `row_stream` and `in_order`. A pytree whose arrays are data.
@@ -26,20 +29,18 @@ class RowStream:
     Position p of the stream, which is row p mod B of batch p // B, belongs to epoch p // n.
 
     Attributes:
-      tokens: int32[n, S].
-      answer: bool[n, S], true where a token counts.
+      rows: a batch of all n rows, whose every array has them in front; a batch of the stream is of its kind.
       key: of the shuffling; None keeps the order of the rows.
       batch_size: B.
     """
 
-    tokens: Any  # arrays, or what a transformation of the tree puts in their place
-    answer: Any
+    rows: Any  # arrays, or what a transformation of the tree puts in their place
     key: Any
     batch_size: int
 
-    def __call__(self, step: Step) -> Batch:
+    def __call__(self, step: Step) -> Any:
         """The batch at a step: a pure function of its index, traceable; its cost does not grow with n."""
-        num_rows = self.tokens.shape[0]
+        num_rows = jax.tree.leaves(self.rows)[0].shape[0]
         # step = cycle n + within, so position = (cycle B) n + within B + row: no product reaches 2^32.
         cycle, within = jnp.divmod(jnp.asarray(step).astype(jnp.uint32), jnp.uint32(num_rows))
         position = within * jnp.uint32(self.batch_size) + jnp.arange(self.batch_size, dtype=jnp.uint32)
@@ -47,14 +48,14 @@ class RowStream:
         if self.key is not None:
             epoch = epoch + cycle * jnp.uint32(self.batch_size)
             row = _shuffled(self.key, epoch, row, num_rows)
-        return Batch(self.tokens[row], self.answer[row])
+        return jax.tree.map(lambda array: array[row], self.rows)
 
 
-def row_stream(rows: TokenRows, *, seed: int, batch_size: int, name: str = "train") -> RowStream:
+def row_stream(rows: TokenRows | RowBatch, *, seed: int, batch_size: int, name: str = "train") -> RowStream:
     """All rows in every epoch, each once, in an order that depends on seed, name and epoch.
 
     Args:
-      rows: of `pack` or `pair_rows`; they are put on the device.
+      rows: of `pack` or `pair_rows`, or a batch of all rows of any kind; they are put on the device.
       seed: of the order.
       batch_size: B, in rows; a batch may take the end of an epoch and the beginning of the next.
       name: of the stream; streams of other names have other orders.
@@ -65,7 +66,7 @@ def row_stream(rows: TokenRows, *, seed: int, batch_size: int, name: str = "trai
     return _stream(rows, keys.stream(seed, f"rows/{name}"), batch_size)
 
 
-def in_order(rows: TokenRows, batch_size: int) -> RowStream:
+def in_order(rows: TokenRows | RowBatch, batch_size: int) -> RowStream:
     """The rows in their order, for evaluation: batch i holds the rows i B, i B + 1, ... modulo n.
 
     Raises:
@@ -74,16 +75,18 @@ def in_order(rows: TokenRows, batch_size: int) -> RowStream:
     return _stream(rows, None, batch_size)
 
 
-def _stream(rows: TokenRows, key: Key | None, batch_size: int) -> RowStream:
+def _stream(rows: TokenRows | RowBatch, key: Key | None, batch_size: int) -> RowStream:
     if batch_size < 1:
         raise InvalidInput("a batch needs at least one row", got=f"batch_size={batch_size}")
-    if rows.num_rows < 1:
+    every = Batch(rows.tokens, rows.answer) if isinstance(rows, TokenRows) else rows
+    num_rows = len(every[0])
+    if num_rows < 1:
         raise InvalidInput("a stream needs at least one row", got="none")
-    if rows.num_rows * batch_size >= 2**32:
+    if num_rows * batch_size >= 2**32:
         raise InvalidInput(
-            "the number of rows times the batch size must be below 2^32", got=f"{rows.num_rows} x {batch_size}"
+            "the number of rows times the batch size must be below 2^32", got=f"{num_rows} x {batch_size}"
         )
-    return RowStream(jnp.asarray(rows.tokens), jnp.asarray(rows.answer), key, batch_size)
+    return RowStream(jax.tree.map(jnp.asarray, every), key, batch_size)
 
 
 def _shuffled(key: Key, epoch: UInt32[Array, "B"], row: UInt32[Array, "B"], num_rows: int) -> UInt32[Array, "B"]:

@@ -107,7 +107,7 @@ def pack_splits(
     else:
         sides: tuple[list[_Tokens], list[_Tokens]] = ([], [])
         for text in documents:
-            sides[_uniform(text) < held_out_share].append(_encoded(encode, text))
+            sides[uniform(text) < held_out_share].append(_encoded(encode, text))
         train, held_out = (_joined(side, end) for side in sides)
     rows = _windows("the text to train on", train, length, hint="a smaller held_out_share or length")
     others = _windows("the held-out text", held_out, length, hint="a larger held_out_share, or a smaller length")
@@ -254,7 +254,7 @@ def _as_tokens(tokens: Sequence[int]) -> _Tokens:
     return array
 
 
-def _uniform(text: str) -> float:
+def uniform(text: str) -> float:
     """A number in [0, 1) that is a function of the content alone."""
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:4]) / 2**32
 
