@@ -324,7 +324,7 @@ def _text_rows(found: TextFile, encode: Encode, config: TaskConfig, begin: int |
     share = config.held_out_share
     splits = text.pack_splits(found.documents, encode, length=config.length, held_out_share=share, end=begin)
     search, others = _apart(splits.train.num_rows, config)
-    train, held_out = (Batch(rows.tokens, rows.answer) for rows in splits)
+    train, held_out = (Batch(jnp.asarray(rows.tokens), jnp.asarray(rows.answer)) for rows in splits)
     return _Rows(_taken(train, search), held_out, _taken(train, others))
 
 
@@ -364,7 +364,7 @@ def _answer_rows(
     for i, (prompt, accepted) in enumerate(rows):
         end = len(prompt) + len(accepted[0])
         tokens[i, :end], counts[i, len(prompt) : end] = [*prompt, *accepted[0]], True
-    return _split(Batch(tokens, counts), prompts, config)
+    return _split(Batch(jnp.asarray(tokens), jnp.asarray(counts)), prompts, config)
 
 
 def _split(rows: Any, groups: Sequence[str], config: TaskConfig) -> _Rows:

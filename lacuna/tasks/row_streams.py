@@ -78,7 +78,7 @@ def in_order(rows: TokenRows | RowBatch, batch_size: int) -> RowStream:
 def _stream(rows: TokenRows | RowBatch, key: Key | None, batch_size: int) -> RowStream:
     if batch_size < 1:
         raise InvalidInput("a batch needs at least one row", got=f"batch_size={batch_size}")
-    every = Batch(rows.tokens, rows.answer) if isinstance(rows, TokenRows) else rows
+    every = Batch(jnp.asarray(rows.tokens), jnp.asarray(rows.answer)) if isinstance(rows, TokenRows) else rows
     num_rows = len(every[0])
     if num_rows < 1:
         raise InvalidInput("a stream needs at least one row", got="none")
