@@ -16,7 +16,6 @@ from rich.console import Console
 
 from lacuna.cli.export import ExportCommand, export
 from lacuna.cli.interrupt import leave_at_once, onwards
-from lacuna.cli.options import SEARCH_STEP as SEARCH_STEP
 from lacuna.cli.plan import PlanCommand, plan
 from lacuna.cli.report import ReportCommand, report
 from lacuna.cli.sweep import SweepCommand, sweep

@@ -88,7 +88,7 @@ class ModelConfig:
 
     source: str
     tokenizer: str = ""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     adapter: str = ""
     adapter_rank: int = 8
     adapter_sites: str = DEFAULT_SITES
@@ -171,7 +171,12 @@ def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
 
 
 def prepare_language(
-    model_config: ModelConfig, task_config: TaskConfig, *, mesh: Any = None, notice: Notice = print
+    model_config: ModelConfig,
+    task_config: TaskConfig,
+    *,
+    mesh: Any = None,
+    layerwise: bool = False,
+    notice: Notice = print,
 ) -> LanguageSetup:
     """Read a task and a model. The task comes first: what is wrong with it is told before a long read.
 
@@ -179,6 +184,7 @@ def prepare_language(
       model_config: the model.
       task_config: the task.
       mesh: where the weights are to lie.
+      layerwise: candidates are made layer by layer.
       notice: told in a sentence of rows that cannot be used.
 
     Raises:
