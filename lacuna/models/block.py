@@ -157,7 +157,8 @@ class _Linear(nn.Module):
         if added is not None:
             y = y + added.astype(y.dtype)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))
+            # A bias that is kept wider than the product is added in its width, and does not widen the stream.
+            y = (y + self.param("bias", nn.initializers.zeros, (self.features,))).astype(y.dtype)
         return y
 
 

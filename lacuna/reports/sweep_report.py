@@ -93,6 +93,7 @@ def _markdown(
         f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
+        *_realised(records),
         *_finalists(records, width=config.get("width", 1)),
         "## The base point",
         _base_table(records),
@@ -225,6 +226,24 @@ def _batches(told: Sequence[Record]) -> str:
     if not any(math.isfinite(record.value) for record in told):
         return ""
     return f" The interval is that of a mean over {told[0].where['num_batches']} batches."
+
+
+def _realised(records: Sequence[Record]) -> list[str]:
+    """What rounding left of the steps, where weights are kept in fewer bits than float32."""
+    lines = []
+    for record in select(records, "realised_share"):
+        sigma, leaves = record.where["sigma"], str(record.where["leaves"])
+        noise, unmoved = (value(records, q, sigma=sigma, leaves=leaves) for q in ("rounding_noise", "unmoved"))
+        lines.append([f"{sigma:g}", leaves, f"{record.value:.3f}", f"{noise:.3f}", f"{100 * unmoved:.2g} %"])
+    if not lines:
+        return []
+    return [
+        "## What rounding left of each step",
+        table(["σ", "weights", "share realised", "noise added", "did not move"], lines),
+        "Some weights are kept in fewer bits than float32, so a candidate is rounded. The share is how far the weights "
+        "went along the step that was asked for, 1 where nothing is lost; the noise is the length of what rounding "
+        "added across it, in units of the step's.",
+    ]
 
 
 def _finalists(records: Sequence[Record], width: int) -> list[str]:

@@ -75,6 +75,9 @@ class Program(NamedTuple):
         return lax.with_sharding_constraint(noise, PartitionSpec(*parts))
 
 
+PartNoise = Callable[[str, Layer, Array | jax.ShapeDtypeStruct], Array]
+"""`noise(leaf_name, layer, like)`: what a draw has for a leaf, or for one layer of a stacked one."""
+
 Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
 """Steps by what they were made for: a program, a mesh, and room for so many trips."""
 
@@ -153,9 +156,7 @@ def _scores_of_delta(
     return scores_on_line(program.objective.loss, params, delta, scales, batch)
 
 
-def _length(
-    family: Family, like: Params, noise: Callable[[str, Layer, jax.ShapeDtypeStruct], Array]
-) -> Float[Array, ""]:
+def length(family: Family, like: Params, noise: PartNoise) -> Float[Array, ""]:
     """The length of a draw, with the same bits whether it is there or made anew, one layer at a time."""
 
     def square(leaf_name: str, leaf: Array) -> Float[Array, ""]:
@@ -175,13 +176,18 @@ def _length(
 
 def _length_of(family: Family, delta: Delta) -> Float[Array, ""]:
     """The length of a draw that is there."""
+    return length(family, delta, _parts_of(delta))
+
+
+def _parts_of(delta: Delta) -> PartNoise:
+    """A draw that is there, part by part."""
     leaves = dict(trees.named_leaves(delta))
 
-    def part(leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
         del like
         return leaves[leaf_name] if layer is None else leaves[leaf_name][layer]
 
-    return _length(family, delta, part)
+    return part
 
 
 def scores_of_draw(
@@ -194,17 +200,16 @@ def scores_of_draw(
     scales: Scales,
 ) -> Float[Array, "C"]:
     """One draw of noise at every signed scale; `family.block` is 1."""
-    of_draw = keys.candidate(key, index)
     if not program.layerwise:
-        delta = trees.map_named(program.placed, family.draw(of_draw, params))
+        delta = trees.map_named(program.placed, draw(family, params, key, index))
         return _scores_of_delta(program, family, params, batch, scales, delta)
+    of_draw = noise_of_draw(family, params, key, index)
 
-    def noise(leaf_name: str, layer: Layer, leaf: Array | jax.ShapeDtypeStruct) -> Array:
-        made = family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
-        return program.placed(leaf_name, made, leading=0 if layer is None else -1)
+    def noise(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
+        return program.placed(leaf_name, of_draw(leaf_name, layer, like), leading=0 if layer is None else -1)
 
     if program.exact_radius:  # of which no part is known before the whole is
-        scales = scales._replace(values=scales.values / _length(family, params, noise))
+        scales = scales._replace(values=scales.values / length(family, params, noise))
     return _scores_layer_by_layer(program.objective, params, noise, scales, batch)
 
 
@@ -220,6 +225,18 @@ def draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) ->
         return family.draw(keys.candidate(key, index), params)
     within = index % family.block
     return jax.tree.map(lambda rows: rows[within], _block_of(family, params, key, index - within))
+
+
+def noise_of_draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> PartNoise:
+    """Draw `index` part by part; each is made when it is asked for, except in a family that forms draws together."""
+    if family.block > 1:
+        return _parts_of(draw(family, params, key, index))
+    of_draw = keys.candidate(key, index)
+
+    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
+        return family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(like.shape, jnp.float32))
+
+    return part
 
 
 def unit(family: Family, width: int) -> int:

@@ -11,6 +11,7 @@ from lacuna.reports.records import Record
 from lacuna.search.analysis import sweep_records
 from lacuna.search.held_out import held_out_records
 from lacuna.search.landscape import landscape
+from lacuna.search.realised import is_rounded, realised, realised_records
 from lacuna.search.sweep import SweepResult, config_of
 from lacuna.types import Batch, Loss, Objective, Params
 
@@ -29,7 +30,8 @@ def report_run(
 ) -> tuple[Path, list[Record]]:
     """Predict, score the winners again, and write `records.jsonl`, the figures and `report.md` of a run.
 
-    An interrupted call leaves the report that was there. Every host calls it, the first one writes.
+    Where weights are kept in fewer bits than float32, what rounding left of the steps is measured, too. An interrupted
+    call leaves the report that was there. Every host calls it, the first one writes.
 
     Args:
       out: folder of the run.
@@ -50,6 +52,8 @@ def report_run(
     found = sweep_records(result, landscape(loss, params, batch, result.sweep, num_probes=num_probes))
     if held_out is not None:
         found += held_out_records(result, loss, params, batch, held_out)
+    if is_rounded(params, result.sweep.family):
+        found += realised_records(realised(params, result.sweep))
     found += records
 
     def write() -> str:
