@@ -126,9 +126,7 @@ def _write(
         save_adapter(to, setup.model, Adapter(opened.adapter.spec, winner), base=options.model)
         return
     like = opened.folder
-    export_hf(
-        setup.model, winner, to, like=like, dtype=dtype, max_shard_bytes=max_shard_bytes, ignore=options.ignore
-    )
+    export_hf(setup.model, winner, to, like=like, dtype=dtype, max_shard_bytes=max_shard_bytes, ignore=options.ignore)
 
 
 def _score_of_files(setup: "Point", to: Path, options: SweepOptions) -> float:

@@ -21,8 +21,8 @@ class SweepOptions:
 
     task: str | None = None
     """What is minimised. A digit task (sort, if nothing is said): copy, reverse, sort, add, running_sum, rotate,
-    complement, neighbour_sum, ... With --model also a .txt, .jsonl or .json file, or an id of datasets, with the columns text; or prompt, choices and
-    label; or prompt and answer or answers; or those of BoolQ or of CAA's behaviours."""
+    complement, neighbour_sum, ... With --model also a .txt, .jsonl or .json file, or an id of datasets, with the
+    columns text; or prompt, choices and label; or prompt and answer or answers; or those of BoolQ or of CAA."""
 
     state: Literal["forgotten", "undertrained", "trained"] = "forgotten"
     """Without --model: the synthetic transformer trained on all digit tasks and then made to forget the

@@ -1,5 +1,6 @@
 """`lacuna sweep`: a search around a trained model, from the training to the report."""
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -255,11 +256,16 @@ def _table(rows: "list[SigmaRow]") -> Table:
     for row in rows:
         table.add_row(
             f"{row.sigma:g}",
-            f"{row.f1_share:.3f}",
-            f"{row.predicted:.3g}",
-            f"{row.low:.3g}–{row.high:.3g}",
-            f"{row.asymptotic:.3g}",
-            f"{row.measured:.3g}",
+            _number(row.f1_share, ".3f"),
+            _number(row.predicted),
+            "" if math.isnan(row.low) else f"{row.low:.3g}–{row.high:.3g}",
+            _number(row.asymptotic),
+            _number(row.measured),
             row.verdict,
         )
     return table
+
+
+def _number(x: float, spec: str = ".3g") -> str:
+    """`x` by a format specification, or nothing where there is no number."""
+    return "" if math.isnan(x) else format(x, spec)

@@ -111,6 +111,8 @@ def level(records: Sequence[Record]) -> str:
 
 def _predicted(records: Sequence[Record]) -> str:
     rows = sigma_rows(records)
+    if math.isnan(value(records, "gradient_norm")):
+        return "Nothing: the loss has no gradient, or it was not asked for."
     if value(records, "is_predicted") == 0:
         return "The theorem is not about this noise: what it says of the Gaussian one is there to compare."
     rows = [row for row in rows if not math.isnan(row.predicted)]

@@ -129,8 +129,9 @@ def _sigma_table(records: Sequence[Record], unit: str) -> str:
     for row in sigma_rows(records):
         line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
         measured = _number(row.measured, ".4g")
-        line += [_number(row.f1_slope, ".2f"), f"{row.predicted:.4g}", f"[{row.low:.4g}, {row.high:.4g}]"]
-        line += [f"{row.asymptotic:.4g}", measured and f"**{measured}**", row.verdict]
+        band = "" if math.isnan(row.low) else f"[{row.low:.4g}, {row.high:.4g}]"
+        line += [_number(row.f1_slope, ".2f"), _number(row.predicted, ".4g"), band]
+        line += [_number(row.asymptotic, ".4g"), measured and f"**{measured}**", row.verdict]
         lines.append(line)
     return table(head, lines)
 
@@ -141,13 +142,16 @@ def _base_table(records: Sequence[Record]) -> str:
     lines = [
         ["loss", f"{value(records, 'base_score'):.6g}"],
         ["parameters P", f"{value(records, 'num_params'):,.0f}"],
-        ["gradient norm |a|", f"{value(records, 'gradient_norm'):.4g}"],
         ["parameter norm |θ|", f"{value(records, 'params_norm'):.4g}"],
-        *_slope(records),
-        [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
-        [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
-        ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
     ]
+    if not math.isnan(trace):
+        lines += [
+            ["gradient norm |a|", f"{value(records, 'gradient_norm'):.4g}"],
+            *_slope(records),
+            [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
+            [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
+            ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
+        ]
     return table(["quantity", "value"], lines)
 
 

@@ -111,6 +111,20 @@ def landscape(
     )
 
 
+def unmeasured(params: Params, sweep: Sweep) -> Landscape:
+    """A landscape of which the radius of a step is known alone: the loss has no gradient, or it is not asked for."""
+    family = sweep.family
+    family.check(params)
+    nothing = float("nan")
+    return Landscape(
+        *(nothing,) * 6,
+        params_norm=float(trees.norm(params)),
+        step_norm=sweep.mean_scale(params) * math.sqrt(family.mean_square(params)),
+        num_params=trees.size(params),
+        is_predicted=False,
+    )
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _measure(
     loss: Loss, num_probes: int, family: Family, params: Params, batch: Batch, key: Key

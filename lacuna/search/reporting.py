@@ -10,7 +10,7 @@ from lacuna.reports import rundir, sweep_report
 from lacuna.reports.records import Record
 from lacuna.search.analysis import sweep_records
 from lacuna.search.held_out import held_out_records
-from lacuna.search.landscape import landscape
+from lacuna.search.landscape import landscape, unmeasured
 from lacuna.search.realised import is_rounded, realised, realised_records
 from lacuna.search.sweep import SweepResult, config_of
 from lacuna.types import Batch, Loss, Objective, Params
@@ -43,13 +43,19 @@ def report_run(
         known; or one alone, and then there is no interval.
       records: others to keep and to show, of the quantity `metric`.
       config: what `config.json` is to say besides the settings: `title`, and the `command` that runs it again.
-      num_probes: Hessian products for the estimate of the curvature's trace.
+      num_probes: Hessian products for the estimate of the curvature's trace; at 0 nothing is predicted, and so it is
+        for an `Objective` that is not smooth.
 
     Returns:
       The path of `report.md`, and all records.
     """
     out = Path(out)
-    found = sweep_records(result, landscape(loss, params, batch, result.sweep, num_probes=num_probes))
+    smooth = not isinstance(loss, Objective) or loss.smooth
+    if smooth and num_probes:
+        around = landscape(loss, params, batch, result.sweep, num_probes=num_probes)
+    else:
+        around = unmeasured(params, result.sweep)
+    found = sweep_records(result, around)
     if held_out is not None:
         found += held_out_records(result, loss, params, batch, held_out)
     if is_rounded(params, result.sweep.family):

@@ -158,7 +158,8 @@ def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
       InvalidInput: what is there is no such model or adapter.
     """
     folder = sources.find(config.source)
-    model, params = load_hf(folder, dtype="float32", mesh=mesh, ignore=config.ignore)
+    model, params = load_hf(folder, mesh=mesh, ignore=config.ignore)
+    params = models.narrowed(params, config.dtype, stacked=model.stacked)
     if not config.adapter:
         return LanguageModel(model, params, None, None, folder)
     if config.adapter == NEW:
