@@ -12,7 +12,7 @@ from lacuna.reports import rundir
 from lacuna.reports.claims import table
 from lacuna.reports.figures import sweep_figures
 from lacuna.reports.records import Record, select, value
-from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, percent, sigma_rows
+from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, moves_in_steps, percent, sigma_rows
 
 MACHINE = ("packages", "commit", "dirty", "num_devices", "device_kind", "machine")
 DOCUMENTED = ("title", "scores_sha256", *MACHINE)
@@ -89,8 +89,7 @@ def _markdown(
         f"# Best of {n:,} draws: {config['title']}",
         "\n".join(f"- **{question}.** {answer}" for question, answer in answers(records).items()),
         _sigma_table(records, UNITS[config.get("unit", "sigma")]),
-        f"Gains are base loss minus best loss{both}. Predicted: {_formula(records, config)}. The rule: "
-        f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
+        f"Gains are base loss minus best loss{both}. {_rule(records, config)}",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
         *_realised(records),
@@ -121,16 +120,32 @@ def _formula(records: Sequence[Record], config: dict[str, Any]) -> str:
     return f"σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]{along}"
 
 
+def _rule(records: Sequence[Record], config: dict[str, Any]) -> str:
+    """How the gains are judged."""
+    if moves_in_steps(records):
+        return (
+            "The loss counts wrong answers: it moves in steps, equal scores are common, and the best of many "
+            "candidates owes much to luck. What it is worth is told by the rows that the search did not see."
+        )
+    if math.isnan(value(records, "gradient_norm")):
+        return "Nothing was predicted."
+    return (
+        f"Predicted: {_formula(records, config)}. The rule: where the F1 share is above {LINEAR_SHARE}, the measured "
+        "gain must lie in the band."
+    )
+
+
 def _sigma_table(records: Sequence[Record], unit: str) -> str:
     head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{level(records)} band"]
     tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
     head += [f"σ|a|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
     for row in sigma_rows(records):
-        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
+        odd = [_number(row.f1_share, ".3f"), _number(row.f1_slope, ".2f")]
+        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", *(("", "") if moves_in_steps(records) else odd)]
         measured = _number(row.measured, ".4g")
         band = "" if math.isnan(row.low) else f"[{row.low:.4g}, {row.high:.4g}]"
-        line += [_number(row.f1_slope, ".2f"), _number(row.predicted, ".4g"), band]
+        line += [_number(row.predicted, ".4g"), band]
         line += [_number(row.asymptotic, ".4g"), measured and f"**{measured}**", row.verdict]
         lines.append(line)
     return table(head, lines)

@@ -8,7 +8,7 @@ from lacuna import hosts
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir, sweep_report
 from lacuna.reports.records import Record
-from lacuna.search.analysis import sweep_records
+from lacuna.search.analysis import EXPERIMENT, sweep_records
 from lacuna.search.held_out import held_out_records
 from lacuna.search.landscape import landscape, unmeasured
 from lacuna.search.realised import is_rounded, realised, realised_records
@@ -60,7 +60,7 @@ def report_run(
         found += held_out_records(result, loss, params, batch, held_out)
     if is_rounded(params, result.sweep.family):
         found += realised_records(realised(params, result.sweep))
-    found += records
+    found += [Record(EXPERIMENT, "is_smooth", float(smooth), "1"), *records]
 
     def write() -> str:
         # Only now: an interrupted extension leaves the report of what was finished as it was.

@@ -119,7 +119,7 @@ def _mean_loss(objective: str, nats_at: NatsAt, params: Params, batch: Choices) 
     if objective == "accuracy":
         # Which rules of two are alike: shortest of equals is the first.
         won = chosen(nats, jnp.ones(nats.shape, jnp.int32)) == right[:, 0]
-        return jnp.where(jnp.isnan(nats).any(), jnp.nan, 1 - jnp.mean(won.astype(jnp.float32)))
+        return jnp.where(jnp.isnan(nats).any(), jnp.nan, jnp.mean((~won).astype(jnp.float32)))
     of_right = -jnp.take_along_axis(nats, right, axis=1)[:, 0]
     if objective == "nats":
         return jnp.mean(jax.nn.logsumexp(-nats, axis=1) - of_right)

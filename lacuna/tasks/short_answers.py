@@ -113,7 +113,7 @@ def _share_wrong(decode: Decode, params: Params, batch: ShortAnswers) -> Float[A
     said = decode(params, jnp.asarray(batch.tokens), num_tokens=num_tokens, mask=jnp.asarray(batch.mask))
     counted = jnp.asarray(batch.counted)
     same = jnp.all((said[:, None] == batch.accepted) | ~counted, axis=2) & counted.any(axis=2)
-    return 1 - jnp.mean(same.any(axis=1).astype(jnp.float32))
+    return jnp.mean((~same.any(axis=1)).astype(jnp.float32))
 
 
 def exact_match_metric(decode: Decode) -> Any:
