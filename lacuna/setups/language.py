@@ -194,7 +194,14 @@ def prepare_language(
     found = read(task_config)
     tokenizer = load_tokenizer(model_config.tokenizer or sources.find(model_config.source, weights=False))
     opened = open_model(model_config, mesh=mesh)
-    return with_task(opened, found, task_config, tokenizer, notice=notice)
+    if layerwise and opened.adapter is not None:
+        raise InvalidInput("layer by layer is a way to make weights", got="an adapter, which is small")
+    setup = with_task(opened, found, task_config, tokenizer, notice=notice)
+    if opened.adapter is not None:
+        return setup
+    plain = setup.task.objective
+    objective = models.searchable(plain.loss, layerwise=layerwise)._replace(smooth=plain.smooth)
+    return setup._replace(task=setup.task._replace(objective=objective))
 
 
 def read(config: TaskConfig) -> task_files.TaskFile | str:
