@@ -25,6 +25,7 @@ from lacuna.geometry.krylov import KrylovInfo as KrylovInfo
 from lacuna.geometry.krylov import krylov as krylov
 from lacuna.geometry.random_basis import BlockBasis as BlockBasis
 from lacuna.geometry.random_basis import BlockCapture as BlockCapture
+from lacuna.geometry.random_basis import Blocks as Blocks
 from lacuna.geometry.random_basis import block_capture as block_capture
 from lacuna.geometry.random_basis import block_orthonormalise as block_orthonormalise
 from lacuna.geometry.random_basis import random_basis as random_basis
