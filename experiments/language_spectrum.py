@@ -7,7 +7,9 @@ as text, several questions a row and named by a letter; all rows have as many to
 batches. Full gradients, and those of an adapter that was warmed a few steps on all tasks alike: at a fresh one B is
 zero, and with it the gradient of A. No two gradients need to be in memory together (`geometry.streamed_gram`,
 `geometry.sketched_gram`); layers and kinds of matrices have Gram matrices of their own from the same pass.
-A text and a table of digits differ in one obvious direction: the mappings among themselves are judged beside all.
+A text and a table of digits differ in one obvious direction: its share of the scatter is the control, and the mappings
+among themselves are judged beside all. Full gradients are taken at the adapter's point too: what differs there between
+the two is the adapter, and not how far the tasks have been learnt.
 `python -m experiments language-spectrum:small` takes what is in `data/` (model, tokenizer, literary.txt,
 technical.txt, wiki.txt), or pretrains a GPT-2 on the texts of Python's own library. A seed is another draw of batches,
 and of the adapter and its warm steps; the weights of a model that is given stay what they are. `paper` takes GPT-2 and
@@ -45,16 +47,17 @@ from lacuna.types import Loss, Params
 NAME, TITLE = "language_spectrum", "The spectrum of task gradients of language models"
 ABOUT = (
     "Spectrum of the scatter between the gradients of several tasks, texts and mappings of digits, from two disjoint "
-    "halves of the batches: in all parameters, and within each layer and kind of matrix. Full gradients, and those of "
-    "an adapter that was warmed a few steps on all tasks alike, for at a fresh one the gradient of the factor A is "
-    "zero; gradients as they are, and each scaled to length one. The rule: the scatter is larger than under permuted "
-    "labels (p below 0.01 in every seed) and its participation ratio is below half the number of tasks. Texts differ "
-    "from digits in one obvious direction, so the mappings are also judged among themselves. A seed is another draw of "
-    "batches, and of the adapter; a model that is given has the same weights in all of them, so the spread says what "
-    "the batches do and nothing about other models."
+    "halves of the batches: in all parameters, and within each layer and kind of matrix. *full*: all parameters of the "
+    "model as it is; *lora*: the factors of an adapter that was warmed a few steps on all tasks alike, for at a fresh "
+    "one the gradient of its factor A is zero; *merged*: all parameters with that adapter added in, the control for "
+    "where the gradients are taken. The rule: the scatter is larger than under permuted labels (p below 0.01 in every "
+    "seed) and its participation ratio is below half the number of tasks. Texts differ from digits in one obvious "
+    "direction: the control is that this contrast holds at most half of the scatter, and the mappings are also judged "
+    "among themselves. A seed is another draw of batches, and of the adapter; a model that is given has the same "
+    "weights in all of them, so the spread says what the batches do and nothing about other models."
 )
 
-Arm = Literal["full", "lora"]
+Arm = Literal["full", "merged", "lora"]
 GramKind = Literal["auto", "exact", "sketched"]
 
 MOST_COMPUTED = 3
@@ -79,7 +82,8 @@ class Config:
     Attributes:
       num_seeds: seeds 0, 1, ... of the batches, and of the adapter.
       models: folders or hub ids; "" is what `base` says.
-      arms: whose gradients: of all parameters, of an adapter's factors.
+      arms: whose gradients: of all parameters where they are, of all parameters with the warm adapter added in, and of
+        that adapter's factors.
       further_texts: sources of text besides those of `base`, each a task that is called as its file. None:
         `data/wiki.txt` if it is there.
       mappings: operations on digits, each a task.
@@ -266,10 +270,12 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     for spec in _specs(config):
         base = language_models.base(spec, cache, told)
         given = drawn(config, base, spec, seed)
+        told(f"{base.name}: warming an adapter")
+        at = points(config, base, given.warm, seed)
         for arm in config.arms:
             told(f"{base.name}, {arm}: gradients of {', '.join(given.names)}")
             where = {"seed": seed, "model": base.name, "arm": arm}
-            measures = _of_arm(config, base, given, arm, seed, told)
+            measures = _of_arm(config, base, given, *getattr(at, arm), seed, told)
             found += [Record(NAME, q, value, _unit(q), {**where, **at}) for q, value, at in measures]
     return found
 
@@ -278,9 +284,10 @@ def _unit(quantity: str) -> str:
     return {"nats": "nats", "gradients_wall_s": "s"}.get(quantity, "1")
 
 
-def _of_arm(config: Config, base: Base, given: Drawn, arm: Arm, seed: int, told: Told) -> Iterator[Measure]:
-    """Everything about the gradients of one model with respect to one tree."""
-    loss, params = (_full if arm == "full" else _warmed)(config, base, given, seed)
+def _of_arm(
+    config: Config, base: Base, given: Drawn, loss: Loss, params: Params, seed: int, told: Told
+) -> Iterator[Measure]:
+    """Everything about the gradients of a loss at a point."""
     yield "num_params", float(sum(x.size for x in jax.tree.leaves(params))), {}
     for place, name in enumerate(given.names):
         batch = jax.tree.map(lambda x, i=place * config.num_batches: x[i], given.batches)
@@ -295,16 +302,28 @@ def _of_arm(config: Config, base: Base, given: Drawn, arm: Arm, seed: int, told:
     yield from _measures(config, grams, given.names, np.random.default_rng(seed))
 
 
-def _full(config: Config, base: Base, given: Drawn, seed: int) -> tuple[Loss, Params]:
-    return language_loss(Partial(partial(models.next_token_nats, base.model))), base.params
+class Points(NamedTuple):
+    """What is differentiated, and where.
+
+    Attributes:
+      full: loss and parameters of the model as it is.
+      merged: with the warm adapter added in.
+      lora: of the adapter's factors.
+    """
+
+    full: tuple[Loss, Params]
+    merged: tuple[Loss, Params]
+    lora: tuple[Loss, Params]
 
 
-def _warmed(config: Config, base: Base, given: Drawn, seed: int) -> tuple[Loss, Params]:
-    """An adapter after a few steps on all tasks by turns: its factor B is no longer zero."""
+def points(config: Config, base: Base, warm: Batch, seed: int) -> Points:
+    """A model, and an adapter of it after a few steps on all tasks by turns: its factor B is no longer zero."""
+    of_all = language_loss(partial(models.next_token_nats, base.model))
     lora = models.lora_spec(base.model, rank=config.lora_rank, sites=config.sites)
     loss = language_loss(models.over_adapter(models.next_token_nats, base.model, base.params, lora))
     train = TrainConfig(config.warm_steps, config.warm_rate, config.warm_steps // 4, weight_decay=0.0)
-    return loss, fit(loss, lora.init(keys.stream(seed, "adapter")), Partial(_at, given.warm), train).params
+    warmed = fit(loss, lora.init(keys.stream(seed, "adapter")), Partial(_at, warm), train).params
+    return Points((of_all, base.params), (of_all, models.merged(base.params, lora.bind(warmed))), (loss, warmed))
 
 
 def _at(batches: Batch, step: Any) -> Batch:
@@ -342,7 +361,8 @@ def _measures(
     first = len(names) - len(config.mappings)
     for tasks, start in (("all", 0), ("mappings", first)):
         rows = slice(start * config.num_batches, None)
-        yield from scatter_measures(config, _restricted(grams, rows), len(names) - start, {"tasks": tasks}, rng)
+        is_mapping = (np.arange(start, len(names)) >= first).astype(float)
+        yield from scatter_measures(config, _restricted(grams, rows), is_mapping, {"tasks": tasks}, rng)
     for place, name in enumerate(names):
         own = slice(place * config.num_batches, (place + 1) * config.num_batches)
         values = np.linalg.eigvalsh(grams.total[own, own])[::-1]
@@ -357,10 +377,10 @@ def _restricted(grams: geometry.Grams, rows: slice) -> geometry.Grams:
 
 
 def scatter_measures(
-    config: Config, grams: geometry.Grams, num_tasks: int, where: dict[str, Place], rng: np.random.Generator
+    config: Config, grams: geometry.Grams, is_mapping: np.ndarray, where: dict[str, Place], rng: np.random.Generator
 ) -> Iterator[Measure]:
     """The scatter between some tasks, with gradients as they are and each scaled to length one."""
-    labels, half = task_scatter.halves(num_tasks, config.num_batches)
+    labels, half = task_scatter.halves(len(is_mapping), config.num_batches)
     shuffles = [task_scatter.permuted(labels, half, rng) for _ in range(config.num_permutations)]
     for scaling, scaled in (("raw", lambda gram: gram), ("normalised", task_scatter.normalised)):
         at = {**where, "scaling": scaling}
@@ -369,6 +389,8 @@ def scatter_measures(
         yield "p_value", found.p_value, at
         yield "participation_ratio", found.participation_ratio, at
         yield "share_of_energy", found.share, at
+        if not is_mapping.all():
+            yield "share_of_contrast", task_scatter.share_along(gram, labels, half, is_mapping), at
         bounds = np.quantile(found.null, 0.95, axis=0)
         for i, (energy, bound) in enumerate(zip(found.energy, bounds, strict=True), start=1):
             yield "energy", float(energy), {**at, "i": i}

@@ -18,6 +18,9 @@ ORDER = ("embedding", "attention in", "attention out", "mlp up", "mlp down", "no
 MOST_TOLD = 12
 """Layers up to which there is room for numbers in a map."""
 
+LEAST_SHARE = 0.003
+"""Smaller shares are drawn like this one."""
+
 
 def _label(layer: int) -> str:
     return str(layer) if layer else "outside"
@@ -32,14 +35,18 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
         for quantity in ("participation_ratio", "share_of_energy"):
             cells += [str(spread(records, quantity, **where)), between(records, where, quantity)]
         half = f"{num_tasks(records, where) / 2:g}"
-        whole.append([*named, cells[0], half, *cells[1:], str(spread(records, "p_value", **where))])
+        contrast = spread(records, "share_of_contrast", **where)
+        last = [str(spread(records, "p_value", **where)), str(contrast) if contrast.values else "-"]
+        whole.append([*named, cells[0], half, *cells[1:], *last])
+        if where["scaling"] == "raw":
+            continue
         for lines, cut in ((kinds, "kind"), (layers, "layer")):
             for part in _parts(records, {**where, "cut": cut}):
                 at = {**where, "cut": cut, **part}
                 name = str(part["kind"]) if cut == "kind" else _label(int(part["layer"]))
                 several = (str(spread(records, f"part_{q}", **at)) for q in ("participation_ratio", "share"))
                 worsts = (f"{worst(records, f'part_{q}', **at):.2g}" for q in ("p_value", "p_adjusted"))
-                lines.append([*named, name, *several, *worsts])
+                lines.append([*named[:-1], name, *several, *worsts])
     for point in points(records):
         named = [str(value) for value in point.values()]
         for task in dict.fromkeys(r.where["task"] for r in select(records, "nats", **point)):
@@ -51,11 +58,19 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
         done.append([*named, *cells, str(wall), told])
     head = ["model", "arm", "tasks", "gradients"]
     ratios = ["participation ratio", "share of its energy", "largest p", "largest p, corrected"]
-    scattered = ["participation ratio", "must be below", "by bootstrap", "share of all energy", "by bootstrap", "p"]
+    scattered = [
+        "participation ratio",
+        "must be below",
+        "by bootstrap",
+        "share of all energy",
+        "by bootstrap",
+        "p",
+        "texts against digits",
+    ]
     return {
-        "Scatter between tasks, in all parameters": ([*head, *scattered], whole),
-        "By kind of matrix": ([*head, "kind", *ratios], kinds),
-        "By layer": ([*head, "layer", *ratios], layers),
+        "Scatter between tasks, in all parameters": ([*head, *scattered, "texts against digits"], whole),
+        "By kind of matrix, gradients scaled to length one within it": ([*head[:3], "kind", *ratios], kinds),
+        "By layer, gradients scaled to length one within it": ([*head[:3], "layer", *ratios], layers),
         f"One task alone: {config.num_batches} minibatches": (
             ["model", "arm", "task", "nats a token", "participation ratio", "top-1 energy"],
             alone,
@@ -89,7 +104,7 @@ def _maps(records: Sequence[Record], of_model: list[dict[str, Place]]) -> tuple[
     """Share of each part's energy that is scatter between tasks."""
     num_layers = max(int(r.where["layer"]) for r in select(records, "part_share", **of_model[0]))
     width = 2.2 + 0.55 * (num_layers + 1)
-    figure, panels = drawing.panels(2, rows=len(of_model), width=width, height=3.6, left=True)
+    figure, panels = drawing.panels(2, rows=len(of_model), width=width, height=3.2, left=True, sharey=False)
     image: Any = None
     places = [(point, tasks) for point in of_model for tasks in ("all", "mappings")]
     for panel, (point, tasks) in zip(panels, places, strict=True):
@@ -109,6 +124,8 @@ def _maps(records: Sequence[Record], of_model: list[dict[str, Place]]) -> tuple[
 
 def _map(panel: "Axes", records: Sequence[Record], where: dict[str, Place], num_layers: int) -> Any:
     """Kinds down, layers across; the last row and column are sums."""
+    from matplotlib.colors import LogNorm
+
     kinds = [*(kind for kind in ORDER if select(records, "part_share", **where, kind=kind)), "all"]
     layers = [layer for layer in range(num_layers + 1) if select(records, "part_share", **where, layer=layer)] + [-1]
     shares = np.full((len(kinds), len(layers)), np.nan)
@@ -118,7 +135,7 @@ def _map(panel: "Axes", records: Sequence[Record], where: dict[str, Place], num_
             at: dict[str, Place] = {**where, "cut": cut, "kind": kind, "layer": layer}
             if not select(records, "part_share", **at):
                 continue
-            shares[i, j] = max(0.0, spread(records, "part_share", **at).mean)
+            shares[i, j] = max(LEAST_SHARE, spread(records, "part_share", **at).mean)
             is_scatter = worst(records, "part_p_adjusted", **at) < LEAST_P
             if len(layers) <= MOST_TOLD or not is_scatter:
                 ratio = spread(records, "part_participation_ratio", **at).mean
@@ -130,9 +147,9 @@ def _map(panel: "Axes", records: Sequence[Record], where: dict[str, Place], num_
                     ha="center",
                     va="center",
                     fontsize=7,
-                    color="white" if shares[i, j] < 0.6 else "black",
+                    color="white" if shares[i, j] < 0.3 else "black",
                 )
-    image = panel.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    image = panel.imshow(shares, norm=LogNorm(LEAST_SHARE, 1), cmap="viridis", aspect="auto")
     panel.grid(False)
     names = ["all" if layer == -1 else _label(layer) for layer in layers]
     every = 1 if len(layers) <= 2 * MOST_TOLD else 4
@@ -161,7 +178,7 @@ def _directions(records: Sequence[Record], of_model: list[dict[str, Place]], num
             np.mean([r.value for r in select(records, "one_task_energy", **point, i=i)]) for i in range(1, shown + 1)
         ]
         panel.plot(range(1, shown + 1), alone, color=drawing.CONTROL, ls="--", lw=1, label="minibatches of one task")
-        panel.set_yscale("log")
+        panel.set_yscale("log", nonpositive="mask")
         panel.set_ylim(1e-4, 1.2)
         panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}", loc="left")
         panel.set_xlabel("direction")

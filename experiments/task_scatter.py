@@ -63,6 +63,14 @@ def between_tasks(gram: Gram, labels: Labels, half: Labels) -> Float[np.ndarray,
     return np.sort(np.linalg.eigvalsh((cross + cross.T) / 2))[::-1]
 
 
+def share_along(gram: Gram, labels: Labels, half: Labels, contrast: Float[np.ndarray, "tasks"]) -> float:
+    """The share of the scatter between tasks that lies along one contrast of them, given up to its mean and length."""
+    means, centre = _means(labels, half)
+    unit = centre @ contrast / np.linalg.norm(centre @ contrast)
+    along = unit @ means[0] @ gram @ means[1].T @ unit
+    return float(along / np.sum(_weights(labels, half) * gram))
+
+
 def _means(labels: Labels, half: Labels) -> tuple[Float[np.ndarray, "2 tasks rows"], Float[np.ndarray, "tasks tasks"]]:
     """What makes the means of all tasks in either half, and what centres them."""
     num_tasks = labels.max() + 1
