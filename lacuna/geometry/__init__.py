@@ -36,6 +36,9 @@ from lacuna.geometry.spectrum import Spectrum as Spectrum
 from lacuna.geometry.spectrum import spectrum as spectrum
 from lacuna.geometry.spectrum import spectrum_of as spectrum_of
 from lacuna.geometry.status import Status as Status
+from lacuna.geometry.streamed import Grams as Grams
+from lacuna.geometry.streamed import sketched_gram as sketched_gram
+from lacuna.geometry.streamed import streamed_gram as streamed_gram
 from lacuna.geometry.trajectory import extrapolate as extrapolate
 from lacuna.geometry.trajectory import prefix_captures as prefix_captures
 from lacuna.geometry.trajectory import remainder_captures as remainder_captures
