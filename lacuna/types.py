@@ -57,8 +57,8 @@ Noise = PyTree[Array | Factors]
 PerturbedLoss = Callable[[Params, Move, Batch], Float[Array, ""]]
 """`perturbed_loss(params, move, batch) -> scalar`: the loss where `move` makes each leaf as it is used."""
 
-FactoredLoss = Callable[[Params, Noise, Float[Array, ""], Batch], Float[Array, ""]]
-"""`factored_loss(params, noise, scale, batch) -> scalar`: the loss at `params + scale * noise`."""
+NoisyLoss = Callable[[Params, Noise, Float[Array, ""], Batch], Float[Array, ""]]
+"""`noisy_loss(params, noise, scale, batch) -> scalar`: the loss at `params + scale * noise`."""
 
 Operator = Callable[[Delta], Delta]
 """A linear map from a tree to the same tree."""
@@ -75,9 +75,10 @@ class Objective(NamedTuple):
       perturbed_loss: `perturbed_loss(params, move, batch) -> scalar`, the same loss at the point whose every leaf
         (and every layer of a stacked leaf) is `move(leaf_name, layer, leaf)`. A model that runs layer by layer then
         holds the noise of one layer at a time. None: candidates are made whole.
-      factored_loss: `factored_loss(params, noise, scale, batch) -> scalar`, the same loss at `params + scale * noise`,
-        whose leaves are arrays or `Factors`. A model that takes factors beside its weights shares these between all
-        candidates. Used where the noise has factors; None: it is multiplied out.
+      noisy_loss: `noisy_loss(params, noise, scale, batch) -> scalar`, the same loss at `params + scale * noise`,
+        the leaves of the noise being arrays or `Factors`. A model adds it as it uses its weights, and so needs no copy
+        of them; factors it takes beside its weights, which all candidates then share. None: candidates are made whole,
+        and factors multiplied out.
       smooth: whether the loss has a gradient. One that counts right answers moves in steps: nothing is predicted of
         a search over it.
     """
@@ -85,5 +86,5 @@ class Objective(NamedTuple):
     loss: Loss
     predict: Callable[[Params, Batch], Any] | None = None
     perturbed_loss: PerturbedLoss | None = None
-    factored_loss: FactoredLoss | None = None
+    noisy_loss: NoisyLoss | None = None
     smooth: bool = True

@@ -39,7 +39,7 @@ def greedy(
 
     Args:
       model: of `causal_lm`.
-      params: its parameters. Of a candidate whose layers are moved as they are used, each token moves them anew.
+      params: its parameters. Of a candidate whose noise is made as it is used, each token makes it anew.
       tokens: prompts; rows of different lengths are padded, on either side.
       num_tokens: how many to add.
       mask: False where there is padding.
@@ -50,6 +50,8 @@ def greedy(
     Raises:
       InvalidInput: more tokens than the model has positions, or a mask, an adapter or a steer that does not fit.
     """
+    if isinstance(params, Moved) and params.is_cheap:
+        params = params.whole
     # As in `stream`: who makes the layers as they are used compiles this with the rest.
     run = _greedy if isinstance(params, Moved) else _compiled
     return run(model, params, tokens, mask, lora, steer, num_tokens=num_tokens, end=end)

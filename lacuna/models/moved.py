@@ -77,7 +77,7 @@ def looked_up(table: Matrix, index: Int[Array, "*pos"]) -> Float[Array, "*pos D"
     return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["layer_map"])
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["layer_map", "is_cheap"])
 @dataclass(frozen=True)
 class Moved:
     """Parameters whose layers are made anew as they are used.
@@ -87,10 +87,20 @@ class Moved:
     Attributes:
       params: parameters of the model; those outside of `layers/` as they are used.
       layer_map: as for `apply`; one that is given to `apply` as well follows it.
+      is_cheap: what it adds is there already: who uses the weights often may make them `whole` first.
     """
 
     params: Params
     layer_map: LayerMap
+    is_cheap: bool = False
+
+    @property
+    def whole(self) -> Params:
+        """The parameters with all of their layers moved at once, each of them to the dtype that it had."""
+        layers = self.params["layers"]
+        num_layers = jax.tree.leaves(layers)[0].shape[0]
+        moved = jax.vmap(self.layer_map)(jnp.arange(num_layers), layers)
+        return {**self.params, "layers": jax.tree.map(lambda new, old: new.astype(old.dtype), moved, layers)}
 
     def then(self, layer_map: LayerMap | None) -> LayerMap:
         """Its own map of a layer, and then another."""
@@ -127,26 +137,40 @@ def layer_by_layer(params: Params, move: Move) -> Moved:
     return Moved({**moved, "layers": params["layers"]}, layer_map)
 
 
-def beside(params: Params, noise: Noise, scale: Float[Array, ""] | float) -> Params:
-    """The point `params + scale * noise`, with noise that comes as factors beside the weights and not in them.
+def beside(params: Params, noise: Noise, scale: Float[Array, ""] | float) -> Moved:
+    """The point `params + scale * noise`, of which no copy is made.
 
-    That goes for the kernels of linear maps, for the embedding, tied head included, and for learned positions:
-    their leaves become `PlusLowRank`. All other leaves are moved.
+    Noise that comes as factors stays beside the weights: that goes for the kernels of linear maps, for the embedding,
+    tied head included, and for learned positions, whose leaves become `PlusLowRank`. Noise in full is added to each
+    layer as it is used, and at once outside of `layers/`.
 
     Args:
       params: of a model of `causal_lm`; never written to.
       noise: on the tree of `params`, a leaf in full or as factors.
       scale: of the noise.
     """
+    in_full: dict[str, Array] = {}
 
     def of_leaf(name: str, leaf: Array, made: Array | Factors) -> Matrix:
         if not isinstance(made, Factors):
-            return trees.axpy(scale, made, leaf)
+            if not name.startswith("layers/"):
+                return trees.axpy(scale, made, leaf)
+            in_full[name] = made
+            return leaf
         if (name in TABLES or name.endswith("/kernel")) and made.left.ndim == leaf.ndim:
             return PlusLowRank(leaf, made.left, scale * made.right)
         return trees.axpy(scale, _multiplied(made).reshape(leaf.shape), leaf)
 
-    return trees.map_named(of_leaf, params, noise)
+    standing = trees.map_named(of_leaf, params, noise)
+
+    def layer_map(layer: Int[Array, ""], weights: Params) -> Params:
+        def moved(name: str, leaf: Array) -> Array:
+            made = in_full.get(f"layers/{name}")
+            return leaf if made is None else trees.axpy(scale, made[layer], leaf)
+
+        return trees.map_named(moved, weights)
+
+    return Moved(standing, layer_map, is_cheap=True)
 
 
 def _multiplied(factors: Factors) -> Float[Array, "*layers m n"]:
@@ -159,14 +183,14 @@ def _multiplied(factors: Factors) -> Float[Array, "*layers m n"]:
 def searchable(loss: Loss, *, layerwise: bool = False) -> Objective:
     """A loss of a language model as random search scores it fastest.
 
-    Noise of low rank goes beside the weights, which every candidate then shares. Weights that are moved differ in
-    the last bits from those that are made layer by layer, so what a run does is said when it is begun.
+    Noise goes beside the weights: what has low rank leaves them to be shared by all candidates, and what is in full is
+    added one layer at a time. A draw then takes the memory of the weights once, and serves every sigma and sign.
 
     Args:
       loss: `loss(params, batch)`, of the parameters of a model of `causal_lm`, which it hands on to that model's
         functions and does not look into.
-      layerwise: other noise is made one layer at a time as well: less memory, and every sigma and sign of a draw
-        makes it anew.
+      layerwise: noise in full is made one layer at a time as well: it takes the memory of a layer, and every sigma
+        and sign of a draw makes it anew.
     """
     data = trees.as_data(loss)
     return Objective(loss, None, Partial(_layer_by_layer, data) if layerwise else None, Partial(_beside, data))

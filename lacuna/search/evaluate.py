@@ -68,9 +68,9 @@ class Program(NamedTuple):
         return self.objective.perturbed_loss is not None
 
     @property
-    def factored(self) -> bool:
-        """Whether the objective takes factors of the noise."""
-        return self.objective.factored_loss is not None
+    def beside(self) -> bool:
+        """Whether the objective takes the noise beside the weights."""
+        return self.objective.noisy_loss is not None
 
     def placed(self, leaf_name: str, noise: Array, *, leading: int = 0) -> Array:
         """The noise of a leaf (of one layer of it for `leading` -1, of several draws for 1), split as the leaf is."""
@@ -106,17 +106,18 @@ Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
 def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_radius: bool = False) -> Program:
     """The program of a loss, a callable or an `Objective`, under a family.
 
-    What it does not read is not part of it: answers for metrics, factors if the family has none, and weights made
-    layer by layer if the family forms them whole or the factors go before.
+    What it does not read is not part of it: answers for metrics, and one of the two ways to make weights as they are
+    used. Noise that has factors, or is formed whole, is taken beside them; other noise is made layer by layer, if the
+    objective asks for it.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     try:
         hash(objective)
     except TypeError as fault:
         raise InvalidInput("a loss must be hashable, because it names a compiled program", got=fault) from fault
-    factored = objective.factored_loss if family.factored else None
-    layerwise = objective.perturbed_loss if family.block == 1 and factored is None else None
-    return Program(Objective(objective.loss, None, layerwise, factored), width, exact_radius)
+    by_layer = None if family.factored or family.block > 1 else objective.perturbed_loss
+    noisy = objective.noisy_loss if by_layer is None else None
+    return Program(Objective(objective.loss, None, by_layer, noisy), width, exact_radius)
 
 
 def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Scales:
@@ -170,23 +171,23 @@ def _scores_layer_by_layer(
 
 
 def _scores_beside(
-    program: Program, family: Family, params: Params, batch: Batch, scales: Scales, noise: Noise
+    objective: Objective, params: Params, noise: Noise, scales: Scales, batch: Batch
 ) -> Float[Array, "C"]:
-    """One draw that is there, as factors, for an objective that takes them."""
-    factored_loss = program.objective.factored_loss
-    assert factored_loss is not None
-    if program.exact_radius:
-        scales = scales._replace(values=scales.values / _length_of(family, params, noise))
-    return _one_by_one(lambda scale: factored_loss(params, noise, scale, batch), scales)
+    """The same for an objective that takes the noise beside the weights."""
+    noisy_loss = objective.noisy_loss
+    assert noisy_loss is not None
+    return _one_by_one(lambda scale: noisy_loss(params, noise, scale, batch), scales)
 
 
-def _scores_of_delta(
-    program: Program, family: Family, params: Params, batch: Batch, scales: Scales, delta: Delta
+def _scores_of_noise(
+    program: Program, family: Family, params: Params, batch: Batch, scales: Scales, noise: Noise
 ) -> Float[Array, "C"]:
     """One draw that is there, at every signed scale."""
     if program.exact_radius:
-        scales = scales._replace(values=scales.values / _length_of(family, params, delta))
-    return scores_on_line(program.objective.loss, params, delta, scales, batch)
+        scales = scales._replace(values=scales.values / _length_of(family, params, noise))
+    if program.beside:
+        return _scores_beside(program.objective, params, noise, scales, batch)
+    return scores_on_line(program.objective.loss, params, noise, scales, batch)
 
 
 def _square(noise: Array | Factors) -> Float[Array, ""]:
@@ -245,13 +246,11 @@ def scores_of_draw(
     scales: Scales,
 ) -> Float[Array, "C"]:
     """One draw of noise at every signed scale; `family.block` is 1."""
-    if program.factored:
-        made = family.factored_draw(keys.candidate(key, index), params)
-        made = trees.map_named(lambda name, leaf, noise: program.placed_factors(name, noise), params, made)
-        return _scores_beside(program, family, params, batch, scales, made)
     if not program.layerwise:
-        delta = trees.map_named(program.placed, draw(family, params, key, index))
-        return _scores_of_delta(program, family, params, batch, scales, delta)
+        of_candidate = keys.candidate(key, index)
+        made = (family.factored_draw if program.beside else family.draw)(of_candidate, params)
+        made = trees.map_named(lambda name, leaf, noise: program.placed_factors(name, noise), params, made)
+        return _scores_of_noise(program, family, params, batch, scales, made)
     of_draw = noise_of_draw(family, params, key, index)
 
     def noise(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
@@ -319,7 +318,7 @@ def local_scores(
                 return of_draw(start)[None]
             return jax.vmap(of_draw)(start + jnp.arange(program.width, dtype=jnp.uint32))
     else:
-        of_delta = partial(_scores_of_delta, program, family, params, batch, scales)
+        of_delta = partial(_scores_of_noise, program, family, params, batch, scales)
 
         def of_unit(start: Integer[Array, ""]) -> Float[Array, "n C"]:
             made = _block_of(family, params, key, start)
@@ -414,6 +413,9 @@ def _scores_where_it_is(objective: Objective, params: Params, batch: Batch, scal
     return _scores_layer_by_layer(objective, params, standing, scales, batch)
 
 
+_scores_beside_itself = jax.jit(_scores_beside, static_argnums=0)
+
+
 def score(loss: Loss | Objective, params: Params, batch: Batch) -> Float[Array, ""]:
     """The loss at a point by the canonical program, so that it may be compared with a sweep bit for bit.
 
@@ -425,8 +427,10 @@ def score(loss: Loss | Objective, params: Params, batch: Batch) -> Float[Array, 
     # away, and the loop body would no longer be the sweep's.
     objective, batch = with_data(loss, batch)
     if objective.perturbed_loss is not None:
-        objective = objective._replace(factored_loss=None)
+        objective = objective._replace(noisy_loss=None)
         return _scores_where_it_is(objective, params, batch, HERE)[0]
+    if objective.noisy_loss is not None:
+        return _scores_beside_itself(objective, params, params, HERE, batch)[0]
     return _scores_on_line(objective.loss, params, params, HERE, batch)[0]
 
 
@@ -452,7 +456,7 @@ def score_candidates(
         if family.block == 1:
             scored = scores_of_draw(program, family, params, batch, key, ids[i], alone)
         else:
-            scored = _scores_of_delta(program, family, params, batch, alone, draw(family, params, key, ids[i]))
+            scored = _scores_of_noise(program, family, params, batch, alone, draw(family, params, key, ids[i]))
         return found.at[i].set(scored[0])
 
     return lax.fori_loop(0, jnp.asarray(count) * len(ids), of_candidate, jnp.zeros_like(scales))

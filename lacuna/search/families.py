@@ -279,7 +279,7 @@ def low_rank(rank: int, *, stacked: Callable[[str], bool] = never_stacked) -> Fa
     """Matrices of noise of low rank, `A B / sqrt(rank)` with normal factors.
 
     Vectors and scalars are normal, and so is a matrix that the factors would not make smaller. An objective with a
-    `factored_loss` is given the factors.
+    `noisy_loss` is given the factors.
 
     Every coordinate has unit variance and no two are correlated, but the noise is not normal along a direction:
     its gain is compared with the theorem's, not predicted by it.

@@ -24,8 +24,8 @@ def with_data(loss: Loss | Objective, batch: Batch) -> tuple[Objective, Batch]:
       as they came. Of such a pair it makes the same pair.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
-    objective = Objective(objective.loss, None, objective.perturbed_loss, objective.factored_loss)
-    functions = objective.loss, objective.perturbed_loss, objective.factored_loss
+    objective = Objective(objective.loss, None, objective.perturbed_loss, objective.noisy_loss)
+    functions = objective.loss, objective.perturbed_loss, objective.noisy_loss
     if all(function is None or jax.tree_util.all_leaves([function]) for function in functions):
         return objective, batch
     arrays: list[Any] = []
@@ -45,8 +45,8 @@ def with_data(loss: Loss | Objective, batch: Batch) -> tuple[Objective, Batch]:
         leaves, structure = jax.tree.flatten(function)
         return _Known(structure, tuple(map(placed, leaves)))
 
-    own, perturbed, factored = map(known, functions)
-    return Objective(own, None, perturbed, factored), (tuple(arrays), batch)
+    own, perturbed, noisy = map(known, functions)
+    return Objective(own, None, perturbed, noisy), (tuple(arrays), batch)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def identity(program: Program, params: Params, batch: Batch, sweep: Sweep, mesh:
         "antithetic": sweep.antithetic,
         "width": sweep.width,
         "layerwise": program.layerwise,
-        **({"factored": True} if program.factored else {}),
+        **({"beside": True} if program.beside else {}),
         "params_sha256": trees.content_digest(params),
         "batch_sha256": trees.content_digest(batch),
         **{name: machine[name] for name in ("platform", "matmul_precision", "threefry_partitionable")},

@@ -128,7 +128,7 @@ def test_factors_that_no_path_takes_are_multiplied_out(tiny):
     model, params, *_ = tiny
     family, key = low_rank(1), keys.root(3)
     moved = models.beside(params, family.factored_draw(key, params), SCALE)
-    beside = {name for name, leaf in named(moved) if isinstance(leaf, models.PlusLowRank)}
+    beside = {name for name, leaf in named(moved.params) if isinstance(leaf, models.PlusLowRank)}
     assert beside == {"embedding", "positions", "head/kernel"} & {*trees.leaf_names(params)}
     expected = trees.axpy(SCALE, family.draw(key, params), params)
     np.testing.assert_allclose(model.apply(moved, TOKENS).logits, model.apply(expected, TOKENS).logits, atol=1e-5)
@@ -137,7 +137,7 @@ def test_factors_that_no_path_takes_are_multiplied_out(tiny):
 def test_noise_in_full_moves_the_weights_to_the_last_bit(tiny):
     _, params, noise, _ = tiny
     moved = models.beside(params, noise, SCALE)
-    jax.tree.map(np.testing.assert_array_equal, moved, trees.axpy(SCALE, noise, params))
+    jax.tree.map(np.testing.assert_array_equal, moved.whole, trees.axpy(SCALE, noise, params))
 
 
 def test_an_adapter_and_a_map_of_layers_go_with_moved_weights(tiny):

@@ -137,15 +137,26 @@ def test_a_scaled_sweep_by_factors_scores_as_one_in_full():
     np.testing.assert_allclose(by_factors, in_full, rtol=1e-5)
 
 
-def test_what_has_no_factors_is_scored_as_before():
+def test_noise_in_full_is_scored_beside_the_weights_as_in_them():
     sweep = Sweep(gaussian(stacked=MODEL.stacked), (1e-2,), NUM, seed=3)
-    tables = [run_sweep(one, PARAMS, TOKENS, sweep, mesh=one_device()).sha256 for one in (loss, FACTORED)]
-    assert tables[0] == tables[1]
+    whole, beside = (run_sweep(one, PARAMS, TOKENS, sweep, mesh=one_device()) for one in (loss, FACTORED))
+    np.testing.assert_allclose(beside.scores, whole.scores, rtol=1e-6)
+    for index, sign in ((0, 1), (NUM - 1, -1)):
+        alone = candidate(PARAMS, sweep, index, 1e-2, sign)
+        assert score(FACTORED, alone, TOKENS) == beside.scores[index, 0, int(sign < 0)]
+    np.testing.assert_array_equal(
+        rescore(FACTORED, PARAMS, TOKENS, sweep, beside.top_k), [c.score for c in beside.top_k]
+    )
+
+
+def test_noise_is_made_layer_by_layer_only_where_that_is_asked_for_and_can_be():
+    gauss = gaussian(stacked=MODEL.stacked)
     basis = in_basis(geometry.random_basis(keys.root(3), PARAMS, rank=2), block=4, stacked=MODEL.stacked)
     both = models.searchable(loss, layerwise=True)
-    for family, layerwise, factored in ((FAMILY, False, True), (sweep.family, True, False), (basis, False, False)):
+    for family, layerwise in ((FAMILY, False), (gauss, True), (basis, False)):
         program = evaluate.program_of(both, family)
-        assert (program.layerwise, program.factored) == (layerwise, factored)
+        assert (program.layerwise, program.beside) == (layerwise, not layerwise)
+    assert evaluate.program_of(FACTORED, gauss).beside
 
 
 def test_layer_by_layer_a_searchable_loss_scores_as_with_whole_weights():
@@ -159,12 +170,12 @@ def test_layer_by_layer_a_searchable_loss_scores_as_with_whole_weights():
     )
 
 
-def test_a_run_says_that_its_noise_was_factors(tmp_path):
+def test_a_run_says_that_its_noise_stood_beside_the_weights(tmp_path):
     sweep = Sweep(low_rank(1, stacked=MODEL.stacked), (1e-2,), 2)
     run_sweep(FACTORED, PARAMS, TOKENS, sweep, out=tmp_path / "factors", mesh=one_device())
-    assert rundir.read_json(tmp_path / "factors" / "identity.json")["factored"] is True
+    assert rundir.read_json(tmp_path / "factors" / "identity.json")["beside"] is True
     run_sweep(loss, PARAMS, TOKENS, sweep, out=tmp_path / "full", mesh=one_device())
-    assert "factored" not in rundir.read_json(tmp_path / "full" / "identity.json")
+    assert "beside" not in rundir.read_json(tmp_path / "full" / "identity.json")
 
 
 def test_factors_of_a_split_model_are_split_with_it():
