@@ -101,8 +101,11 @@ class Scaled(Family):
         return self.inner.factored
 
     def factors(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Factors | None:
-        scale, found = self._of_layer(leaf_name, layer), self.inner.factors(key, leaf_name, layer, like)
-        return None if scale is None or found is None else found._replace(left=found.left * scale)
+        scale = self._of_layer(leaf_name, layer)
+        if scale is None:
+            return None
+        found = self.inner.factors(key, leaf_name, layer, like)
+        return None if found is None else found._replace(left=found.left * scale)
 
     def _of_layer(self, leaf_name: str, layer: Layer) -> Float[Array, ""] | None:
         scale = self.scale(leaf_name)
