@@ -170,7 +170,7 @@ def _record(quantity: str, value: object, where: dict[str, Place], unit: str = "
 def _of_displacement(start: Params, delta: Delta, stacked: Callable[[str], bool]) -> Iterator[Record]:
     """Where the displacement has its mass, and how long it is beside the weights."""
     is_stacked = tuple(name for name in trees.leaf_names(delta) if stacked(name))
-    squares, weights = ([float(x) for x in _block_values(_block_squares(tree, is_stacked))] for tree in (delta, start))
+    squares, weights = (_block_values(_block_squares(tree, is_stacked)) for tree in (delta, start))
     blocks, total = list(_blocks(delta, is_stacked)), sum(squares)
     yield _record("num_params", trees.size(delta), {})
     yield _record("displacement_norm", total**0.5, {})
@@ -200,8 +200,8 @@ def measure_basis(
     """
     rank, size = int(basis.rank), trees.size(delta)
     captured = geometry.capture(basis, delta)
-    low, high = theory.mass_quantile(rank, size, np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    words = ", ".join(bit.name.lower().replace("_", " ") for bit in geometry.Status if bit & int(basis.status))
+    low, high = (theory.mass_quantile(rank, size, q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    words = ", ".join(f"{bit.name}".lower().replace("_", " ") for bit in geometry.Status if bit & int(basis.status))
     yield _record("status", basis.status, where | {"words": words})
     yield _record("capture_mass", captured.mass, where)
     yield _record("capture_norm", captured.norm, where)
@@ -218,7 +218,7 @@ def measure_basis(
         yield _record("control_mass", mass, where | {"law": law, "draw": draw})
 
     masses, levels = _block_captures(basis, delta, stacked)
-    squares = [float(x) for x in _block_values(_block_squares(delta, is_stacked))]
+    squares = _block_values(_block_squares(delta, is_stacked))
     for place, chosen in _groups(list(_blocks(delta, is_stacked))):
         here = sum(squares[i] for i in chosen)
         for quantity, values in (("block_capture", masses), ("block_random", levels)):
@@ -253,7 +253,7 @@ def _block_captures(
         blocks = geometry.block_capture(own, part).blocks
         masses.append(blocks.mass)
         levels.append(jnp.broadcast_to(blocks.random_mass, blocks.mass.shape))
-    return tuple([float(x) for x in _block_values(values)] for values in (masses, levels))
+    return _block_values(masses), _block_values(levels)
 
 
 @partial(jax.jit, static_argnames="stacked")
@@ -266,9 +266,9 @@ def _block_squares(tree: Delta, stacked: tuple[str, ...]) -> Delta:
     return trees.map_named(of_leaf, tree)
 
 
-def _block_values(values: Delta) -> np.ndarray:
+def _block_values(values: Delta) -> list[float]:
     """Numbers of blocks, in the order of `_blocks`."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(values))])
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(values))]).astype(float).tolist()
 
 
 def _blocks(delta: Delta, stacked: tuple[str, ...]) -> Iterator[_Block]:

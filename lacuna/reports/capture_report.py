@@ -36,8 +36,8 @@ LOOKS = {"gradient": (PREDICTED, "o"), "krylov": (NEXT, "s"), "prefix": (MEASURE
 CAPTIONS = {
     "captures": "Share of the squared displacement in each basis (filled), and in the same basis of the control task "
     "(open). Vermilion: the random level k/P with its 95 % interval. Grey: random displacements as long as the real "
-    "one in every block, their mean and their largest, with the real entries' sizes and random signs (x) and with normal "
-    "entries (+).",
+    "one in every block, their mean and their largest, with the real entries' sizes and random signs (x) and with "
+    "normal entries (+).",
     "places": "Where the displacement is (above), and what each basis, cut to a block and orthonormalised there, holds "
     "of it (below), by layer and by kind of matrix. Dashed: the level of random subspaces of the same ranks in the "
     "same blocks.",
@@ -226,8 +226,8 @@ def _markdown(records: Sequence[Record], config: dict[str, Any], environment: di
         "\n".join(f"- **{question}.** {answer}" for question, answer in answers(records).items()),
         _bases_table(records),
         "Mass is |Qd|²/|d|² and norm its square root. A random subspace of rank k has the law Beta(k/2, (P − k)/2). "
-        "Random signs keep the size of every entry of d, random entries its length in every block: what a basis holds of "
-        "these, it holds because of where d is, not of which way it points.",
+        "Random signs keep the size of every entry of d, random entries its length in every block: what a basis holds "
+        "of these, it holds because of where d is, not of which way it points.",
         *[f"![{caption}](figures/{name}.png)\n\n*{caption}*" for name, caption in CAPTIONS.items()],
         "## By layer",
         _places_table(records, "layer"),
