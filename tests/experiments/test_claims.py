@@ -152,8 +152,7 @@ def test_without_differences_between_tasks_the_noise_cancels_and_permutations_ag
         gram, labels, half = gradients_of_tasks([1e-9], noise=1.0, seed=seed)
         total = task_scatter.between_tasks(gram, labels, half).sum()
         null = [
-            task_scatter.between_tasks(gram, task_scatter.permuted(labels, half, rng), half).sum()
-            for _ in range(50)
+            task_scatter.between_tasks(gram, task_scatter.permuted(labels, half, rng), half).sum() for _ in range(50)
         ]
         totals.append(total)
         exceeded.append(np.mean(np.asarray(null) >= total))
