@@ -207,9 +207,12 @@ def test_all_batches_have_one_shape_and_share_no_row(monkeypatch):
     counted = np.asarray(given.batches.answer).sum(axis=(1, 2))
     np.testing.assert_array_equal(counted, [3 * 17] * 4 + [3 * 2 * 3] * 4)
     # A row of a mapping begins each question alike, with the letter of its own operation.
-    letters = np.asarray(given.batches.tokens)[4:].reshape(2, -1, 9)[:, :, 1]
+    asked = np.asarray(given.batches.tokens)[4:].reshape(2, -1, 9)
+    letters, questions = asked[:, :, 1], asked[:, :, 2:5]
     assert [len(set(of_task)) for of_task in letters.tolist()] == [1, 1]
     assert letters[0, 0] != letters[1, 0]
+    # The noise of two tasks is independent: they are not asked the same.
+    assert np.mean(np.all(questions[0] == questions[1], axis=1)) < 0.3
     again, other = drawn(SMALL, base, SMALL.base, seed=0), drawn(SMALL, base, SMALL.base, seed=1)
     np.testing.assert_array_equal(again.batches.tokens, given.batches.tokens)
     assert np.any(np.asarray(other.batches.tokens) != given.batches.tokens)
