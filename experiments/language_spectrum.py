@@ -225,30 +225,28 @@ def drawn(config: Config, base: Base, spec: LanguageModelSpec, seed: int) -> Dra
     names = (*documents, *questions)
     num_warm = -(-config.warm_steps // len(names))
     each = num_warm + config.num_batches
-    streams: dict[str, Any] = {}
+    streams: dict[str, tuple[Any, int]] = {}  # and where its batches begin
     for name, found in documents.items():
         rows = text.pack_splits(found, base.encode, length=length).train
         needed = config.num_rows * each
         if rows.num_rows < needed:
             raise InvalidInput(f"`{name}` must fill {needed} rows of {length} tokens", got=rows.num_rows)
-        streams[name] = row_streams.row_stream(rows, seed=seed, batch_size=config.num_rows, name=f"spectrum/{name}")
+        stream = row_streams.row_stream(rows, seed=seed, batch_size=config.num_rows, name=f"spectrum/{name}")
+        streams[name] = stream, 0
     for place, (name, stream) in enumerate(questions.items()):
         # All mappings of a seed have the same questions at a step: each has steps of its own.
-        streams[name] = Partial(partial(_folded, config.num_rows), stream, jnp.int32(place * each))
-    every = [jax.device_get(_first(streams[name], each)) for name in names]
-    of_tasks = jax.tree.map(lambda *leaves: np.stack(leaves), *every)  # tasks, steps, rows, tokens
+        streams[name] = stream, place * each
+    found = [_batches(stream, jnp.int32(first), each) for stream, first in streams.values()]
+    # Tasks, steps, rows, tokens: several questions of a mapping make a row.
+    shape = (len(names), each, config.num_rows, length)
+    of_tasks = jax.tree.map(lambda *of_each: np.stack([np.ravel(x) for x in of_each]).reshape(shape), *found)
     step = np.arange(config.warm_steps)
     warm = jax.tree.map(lambda x: jnp.asarray(x[step % len(names), step // len(names)]), of_tasks)
     batches = jax.tree.map(lambda x: jnp.asarray(x[:, num_warm:].reshape(-1, *x.shape[2:])), of_tasks)
     return Drawn(names, warm, batches)
 
 
-_first = jax.jit(lambda stream, num: jax.lax.map(stream, jnp.arange(num)), static_argnums=1)
-
-
-def _folded(num_rows: int, stream: Any, offset: Any, step: Any) -> Batch:
-    """Several questions of a mapping one after the other in each row."""
-    return jax.tree.map(lambda x: x.reshape(num_rows, -1), stream(offset + step))
+_batches = jax.jit(lambda stream, first, num: jax.lax.map(stream, first + jnp.arange(num)), static_argnums=2)
 
 
 def kind(leaf_name: str) -> str:

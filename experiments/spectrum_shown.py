@@ -1,6 +1,7 @@
 """The spectra of language models' gradients drawn: the parts of a model, directions beside chance, and the tables."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 ORDER = ("embedding", "attention in", "attention out", "mlp up", "mlp down", "norms", "head")
 MOST_TOLD = 12
 """Layers up to which there is room for numbers in a map."""
+
+FLOOR = 1e-5
+"""What is smaller or negative is drawn here, below a figure's end."""
 
 LEAST_SHARE = 0.003
 """Smaller shares are drawn like this one."""
@@ -147,7 +151,7 @@ def _map(panel: "Axes", records: Sequence[Record], where: dict[str, Place], num_
                     ha="center",
                     va="center",
                     fontsize=7,
-                    color="white" if shares[i, j] < 0.3 else "black",
+                    color="white" if shares[i, j] < 0.15 else "black",
                 )
     image = panel.imshow(shares, norm=LogNorm(LEAST_SHARE, 1), cmap="viridis", aspect="auto")
     panel.grid(False)
@@ -156,6 +160,13 @@ def _map(panel: "Axes", records: Sequence[Record], where: dict[str, Place], num_
     panel.set_xticks(range(0, len(layers), every), names[::every], rotation=90 if every > 1 else 0)
     panel.set_yticks(range(len(kinds)), kinds)
     return image
+
+
+def _drawable(records: Sequence[Record], where: dict[str, Place]) -> list[Record]:
+    """The energies of the directions that are positive in the mean, for a logarithmic axis."""
+    found = select(records, "energy", **where)
+    positive = {i for i in {r.where["i"] for r in found} if spread(found, "energy", i=i).mean > FLOOR}
+    return [replace(r, value=max(r.value, FLOOR)) for r in found if r.where["i"] in positive]
 
 
 def _directions(records: Sequence[Record], of_model: list[dict[str, Place]], num_batches: int) -> tuple["Figure", str]:
@@ -167,19 +178,19 @@ def _directions(records: Sequence[Record], of_model: list[dict[str, Place]], num
         count = num_tasks(records, {**where, "scaling": "raw"})
         for scaling, colour in (("raw", drawing.MEASURED), ("normalised", drawing.PREDICTED)):
             look = {"color": colour, "marker": "o", "ms": 3, "label": f"{scaling} gradients"}
-            drawing.curve(panel, records, "energy", "i", **where, scaling=scaling, **look)
+            drawing.curve(panel, _drawable(records, {**where, "scaling": scaling}), "energy", "i", **look)
         at_random = [
             spread(records, "energy_at_random", **where, scaling="normalised", i=i).mean for i in range(1, count + 1)
         ]
-        directions, bounds = np.arange(1, count + 1), np.maximum(at_random, 1e-5)
-        panel.fill_between(directions, 1e-5, bounds, color=drawing.CONTROL, alpha=0.25, lw=0, label="permuted labels")
+        directions, bounds = np.arange(1, count + 1), np.maximum(at_random, FLOOR)
+        panel.fill_between(directions, FLOOR, bounds, color=drawing.CONTROL, alpha=0.25, lw=0, label="permuted labels")
         shown = min(count, num_batches)
         alone = [
             np.mean([r.value for r in select(records, "one_task_energy", **point, i=i)]) for i in range(1, shown + 1)
         ]
         panel.plot(range(1, shown + 1), alone, color=drawing.CONTROL, ls="--", lw=1, label="minibatches of one task")
-        panel.set_yscale("log", nonpositive="mask")
-        panel.set_ylim(1e-4, 1.2)
+        panel.set_yscale("log")
+        panel.set_ylim(10 * FLOOR, 1.2)
         panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}", loc="left")
         panel.set_xlabel("direction")
     for panel in panels[::2]:
