@@ -74,7 +74,8 @@ def choice_nats(nats_at: NatsAt, params: Params, batch: Choices) -> Float[Array,
     """Cross-entropy in nats of each answer given its prompt, summed over the answer's tokens.
 
     Args:
-      nats_at: `nats_at(params, tokens, at, wanted)`, such as `partial(models.nats_at, model)`.
+      nats_at: `nats_at(params, tokens, at=, wanted=)`, such as `partial(models.nats_at, model)`, or
+        `models.over_adapter(models.nats_at, ...)`.
       params: the point.
       batch: the questions.
     """
@@ -83,7 +84,7 @@ def choice_nats(nats_at: NatsAt, params: Params, batch: Choices) -> Float[Array,
     def rows(array: Any) -> Array:
         return jnp.asarray(array).reshape(num_questions * num_rows, *array.shape[2:])
 
-    found = nats_at(params, rows(batch.tokens), rows(batch.at), rows(batch.wanted))
+    found = nats_at(params, rows(batch.tokens), at=rows(batch.at), wanted=rows(batch.wanted))
     # Chosen and not multiplied: what is asked where nothing counts may be NaN.
     return jnp.sum(jnp.where(rows(batch.counted), found, 0), axis=-1).reshape(num_questions, -1)
 

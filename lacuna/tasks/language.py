@@ -15,7 +15,7 @@ OfNext = Callable[..., Array]
 """`of_next(params, tokens) -> [B, S-1]`: something of each next token."""
 
 NatsAt = Callable[..., Array]
-"""`nats_at(params, tokens, at, wanted) -> [B, c, A]`: of the tokens that are wanted behind a few positions."""
+"""`nats_at(params, tokens, at=, wanted=) -> [B, c, A]`: of the tokens that are wanted behind a few positions."""
 
 
 def language_loss(nats: OfNext) -> Loss:

@@ -1,5 +1,7 @@
 """Nats of a span: the log-probability of an answer of several tokens, against float64 numpy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from tiny_lm import MODEL, PARAMS, TOKENS
 
 from lacuna.errors import InvalidInput
-from lacuna.models import span_nats
+from lacuna.models import nats_at, next_token_nats, span_nats
 from lacuna.tasks import Question, choice_spans, chosen
 
 
@@ -80,3 +82,41 @@ def test_answers_of_several_tokens_are_compared_as_wholes():
 def test_a_span_that_is_not_of_each_row_is_refused(start, end, message):
     with pytest.raises(InvalidInput, match=message):
         span_nats(MODEL, PARAMS, TOKENS, start, end)
+
+
+AT = np.array([[0, 5, 2], [3, 3, 1]])
+
+
+def test_nats_at_a_position_are_those_of_the_next_token():
+    """And, of a token that is not the next, those of the row that has it there."""
+    next_tokens = np.take_along_axis(np.asarray(TOKENS), AT + 1, axis=1)
+    wanted = jnp.asarray(np.stack([next_tokens, (next_tokens + 1) % 64], axis=1))
+    found = jax.jit(lambda at: nats_at(MODEL, PARAMS, TOKENS, at, wanted))(jnp.asarray(AT))
+    assert (found.shape, found.dtype) == ((2, 2, 3), jnp.float32)
+    whole = np.take_along_axis(np.asarray(next_token_nats(MODEL, PARAMS, TOKENS)), AT, axis=1)
+    np.testing.assert_allclose(found[:, 0], whole, rtol=1e-5)
+    other = TOKENS.at[1, 4].set(wanted[1, 1, 0])
+    np.testing.assert_allclose(found[1, 1, 0], oracle(np.asarray(other), [1, 4], [2, 5])[1], rtol=1e-5)
+
+
+def test_the_head_is_applied_where_it_is_asked_alone():
+    """No array of a program holds logits of all positions, forward and backward; at one position there are B x V."""
+    at, wanted = jnp.asarray(AT[:, :1]), jnp.zeros((2, 4, 1), int)
+
+    def shapes(function):
+        return {
+            tuple(map(int, dims.split(",")))
+            for dims in re.findall(r"f32\[([\d,]+)\]", str(jax.make_jaxpr(function)(PARAMS)))
+        }
+
+    def total(params):
+        return jnp.sum(nats_at(MODEL, params, TOKENS, at, wanted))
+
+    for function in (total, jax.grad(total)):
+        found = shapes(function)
+        assert (2, 1, 64) in found
+        assert not any(shape[-1] == 64 and np.prod(shape[:-1]) >= 12 and 48 not in shape for shape in found)
+    assert any(
+        shape[-1] == 64 and np.prod(shape[:-1]) >= 12 and 48 not in shape
+        for shape in shapes(lambda params: next_token_nats(MODEL, params, TOKENS))
+    )
