@@ -190,10 +190,10 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(tmp_path, rows, options, m
 
 def test_a_begin_stands_in_front_of_every_question_and_between_documents(tmp_path):
     for rows, objective in ((choices(60), ""), (answers(60), "exact_match"), (answers(60), "")):
-        setup = opened(tmp_path, rows, begin="~", objective=objective)
-        assert (np.asarray(setup.batch.tokens)[..., 0] == ord("~") - 60).all()
-    setup = opened(tmp_path, texts(60), begin="~", length=11)
-    assert all(row.count("~") == 1 for row in contents(setup.batch))
+        setup = opened(tmp_path, rows, begin="{", objective=objective)
+        assert (np.asarray(setup.batch.tokens)[..., 0] == ord("{") - 60).all()
+    setup = opened(tmp_path, texts(60), begin="{", length=11)
+    assert all(row.count("{") == 1 for row in contents(setup.batch))
 
 
 def sweep_of(setup, **options):
