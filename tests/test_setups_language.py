@@ -140,16 +140,18 @@ def test_rows_are_no_wider_than_their_longest(tmp_path):
     assert sorted(set(widths)) in ([6], [6, 201])
 
 
-def test_rows_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch):
-    """The longest answer needs room behind every prompt that is decoded."""
-    spec = tiny_lm.MODEL.spec
-    long = [{"prompt": "k" * spec.max_positions, "answers": ["k"]}]
+def test_rows_that_are_too_long_are_left_out_and_told(tmp_path):
+    """Every prompt is decoded for as long as the longest answer, that of others too."""
+    room = tiny_lm.MODEL.spec.max_positions
+    long, too_long = ([{"prompt": "k" * size, "answers": ["k"]}] for size in (room - 1, room))
     told = []
-    setup = opened(tmp_path, answers(40) + long, objective="exact_match", notice=told.append)
-    assert told == [f"1 prompts of {tmp_path}/task.jsonl have more than {spec.max_positions} tokens, and are left out."]
-    assert np.isfinite(setup.task.objective.loss(setup.params, setup.batch))
-    with pytest.raises(InvalidInput, match=rf"prompts of at most {spec.max_positions} tokens .* the shortest has"):
-        opened(tmp_path, long)
+    for objective, num_left_out in (("exact_match", 2), ("nats", 1)):
+        opened(tmp_path, answers(40) + long + too_long, objective=objective, notice=told.append)
+        text = f"{num_left_out} prompts of {tmp_path}/task.jsonl have more than {room} tokens, and are left out."
+        assert told.pop() == text
+    assert not told
+    with pytest.raises(InvalidInput, match=rf"prompts of at most {room} tokens .* the shortest has {room + 1}"):
+        opened(tmp_path, too_long)
 
 
 @pytest.mark.parametrize(
