@@ -140,16 +140,18 @@ def test_rows_are_no_wider_than_their_longest(tmp_path):
     assert sorted(set(widths)) in ([6], [6, 201])
 
 
-def test_rows_that_are_too_long_are_left_out_and_told(tmp_path, monkeypatch):
-    """The longest answer needs room behind every prompt that is decoded."""
-    spec = tiny_lm.MODEL.spec
-    long = [{"prompt": "k" * spec.max_positions, "answers": ["k"]}]
+def test_rows_that_are_too_long_are_left_out_and_told(tmp_path):
+    """Every prompt is decoded for as long as the longest answer, that of others too."""
+    room = tiny_lm.MODEL.spec.max_positions
+    long, too_long = ([{"prompt": "k" * size, "answers": ["k"]}] for size in (room - 1, room))
     told = []
-    setup = opened(tmp_path, answers(40) + long, objective="exact_match", notice=told.append)
-    assert told == [f"1 prompts of {tmp_path}/task.jsonl have more than {spec.max_positions} tokens, and are left out."]
-    assert np.isfinite(setup.task.objective.loss(setup.params, setup.batch))
-    with pytest.raises(InvalidInput, match=rf"prompts of at most {spec.max_positions} tokens .* the shortest has"):
-        opened(tmp_path, long)
+    for objective, num_left_out in (("exact_match", 2), ("nats", 1)):
+        opened(tmp_path, answers(40) + long + too_long, objective=objective, notice=told.append)
+        text = f"{num_left_out} prompts of {tmp_path}/task.jsonl have more than {room} tokens, and are left out."
+        assert told.pop() == text
+    assert not told
+    with pytest.raises(InvalidInput, match=rf"prompts of at most {room} tokens .* the shortest has {room + 1}"):
+        opened(tmp_path, too_long)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +192,10 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(tmp_path, rows, options, m
 
 def test_a_begin_stands_in_front_of_every_question_and_between_documents(tmp_path):
     for rows, objective in ((choices(60), ""), (answers(60), "exact_match"), (answers(60), "")):
-        setup = opened(tmp_path, rows, begin="~", objective=objective)
-        assert (np.asarray(setup.batch.tokens)[..., 0] == ord("~") - 60).all()
-    setup = opened(tmp_path, texts(60), begin="~", length=11)
-    assert all(row.count("~") == 1 for row in contents(setup.batch))
+        setup = opened(tmp_path, rows, begin="{", objective=objective)
+        assert (np.asarray(setup.batch.tokens)[..., 0] == ord("{") - 60).all()
+    setup = opened(tmp_path, texts(60), begin="{", length=11)
+    assert all(row.count("{") == 1 for row in contents(setup.batch))
 
 
 def sweep_of(setup, **options):

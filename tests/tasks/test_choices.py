@@ -100,9 +100,9 @@ def test_nothing_stands_where_nothing_is_read():
 
 
 def test_the_first_of_equals_wins():
-    batch, thinks = table([[1.0, 1, 2], [1, 1, 2], [3, 1, 1], [3, 1, 1]], [0, 1, 1, 2])
-    assert choice_loss(thinks, objective="accuracy")({}, batch) == 0.5
-    assert choice_metric(thinks)({}, batch)["accuracy"] == 0.5
+    batch, thinks = table([[1.0, 1, 2], [1, 1, 2], [3, 1, 1], [3, 1, 1]], [0, 0, 1, 2])
+    assert choice_loss(thinks, objective="accuracy")({}, batch) == 0.25
+    assert choice_metric(thinks)({}, batch)["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

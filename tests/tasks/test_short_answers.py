@@ -88,7 +88,7 @@ def test_the_first_answer_stands_behind_its_prompt():
 
 def test_decoding_matches_where_teacher_forcing_does():
     """Rows of a mapping whose answers are what the model says, but for one wrong digit in every third."""
-    spelled = {" ->": "~", "\n": "@"} | {f" {digit}": chr(97 + digit) for digit in range(10)}
+    spelled = {" ->": "{", "\n": "@"} | {f" {digit}": chr(97 + digit) for digit in range(10)}
     rows = mapping("sort", lambda text: encode(spelled.get(text, text)), seed=0, batch_size=6, length=2)(0)
     decoded = greedy(MODEL, PARAMS, rows.tokens[:, :-2], num_tokens=2)
     decoded = decoded.at[0, 0].add(1).at[3, 1].add(1) % 64
