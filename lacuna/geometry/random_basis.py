@@ -16,6 +16,7 @@ from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
 from lacuna.geometry.basis import Basis, triangularise
 from lacuna.geometry.status import Status, flag, kernel
+from lacuna.threefry import unrolled
 from lacuna.types import Delta, Key, Rows, Shapes
 
 
@@ -26,7 +27,7 @@ def _normal_rows(key: Key, like: Delta, rank: int, shardings: tuple[Sharding | N
         raise GeometryError("rank must not be negative", got=rank)
 
     def draw(name: str, x: Array, sharding: Sharding | None) -> Array:
-        noise = jax.random.normal(keys.leaf(key, name), (rank, *x.shape), jnp.float32)
+        noise = jax.random.normal(unrolled(keys.leaf(key, name)), (rank, *x.shape), jnp.float32)
         return noise if sharding is None else lax.with_sharding_constraint(noise, sharding)
 
     return trees.map_named(draw, like, jax.tree.unflatten(jax.tree.structure(like), shardings))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from lacuna import keys, trees
 from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
+from lacuna.threefry import unrolled
 from lacuna.types import Delta, Key
 
 
@@ -55,7 +56,7 @@ def _sketch(key: Key, delta: Delta, size: int) -> Float[Array, "size"]:
 
 def of_array(key: Key, x: Float[Array, "..."], size: int) -> Float[Array, "size"]:
     """The sketch of one array, whose map this key makes; float32."""
-    bits = jax.random.bits(key, x.shape, jnp.uint32)
+    bits = jax.random.bits(unrolled(key), x.shape, jnp.uint32)
     x = x.astype(jnp.float32)
     signed = jnp.where(bits & 1, x, -x)
     return jnp.zeros(size).at[(bits >> 1) % size].add(signed)

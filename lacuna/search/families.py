@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
+from lacuna.threefry import unrolled
 from lacuna.types import Delta, Factors, Key, Layer, Noise, Params, Rows
 
 NOISE_LAW = 1
@@ -218,7 +219,7 @@ class LeafFamily(Family):
 
 
 def _normal(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
-    return jax.random.normal(keys.leaf(key, leaf_name, layer), like.shape, jnp.float32)
+    return jax.random.normal(unrolled(keys.leaf(key, leaf_name, layer)), like.shape, jnp.float32)
 
 
 def gaussian(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
@@ -236,7 +237,7 @@ def _signs(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -
     # One bit a coordinate: 32 of them from each word of the generator. The words lie along the last axis, so that
     # a leaf that is split over a mesh has its words split alike.
     *rest, last = like.shape or (1,)
-    words = jax.random.bits(keys.leaf(key, leaf_name, layer), (*rest, -(-last // 32)), jnp.uint32)
+    words = jax.random.bits(unrolled(keys.leaf(key, leaf_name, layer)), (*rest, -(-last // 32)), jnp.uint32)
     bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     flat = bits.reshape(*rest, 32 * words.shape[-1])[..., :last].reshape(like.shape)
     return 1 - 2 * flat.astype(jnp.float32)
