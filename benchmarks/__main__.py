@@ -9,7 +9,7 @@ import jax
 from lacuna import meshes
 from lacuna.reports import rundir
 
-NAMES = ("lanczos", "pipelines", "language_models", "adapters", "checkpoints", "sweeps", "steering")
+NAMES = ("lanczos", "pipelines", "language_models", "adapters", "checkpoints", "sweeps", "steering", "language_sweeps")
 
 
 def main() -> None:

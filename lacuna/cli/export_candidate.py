@@ -55,6 +55,7 @@ def export_candidate(
     start(options)  # before anything touches a device
 
     from lacuna import search, trees
+    from lacuna.search.objectives import with_data
 
     mesh = points.mesh_of(options)
     settings = points.check(options, mesh)
@@ -63,7 +64,7 @@ def export_candidate(
         changed = "the files of that run" if options.model else "the --cache folder of that run"
         got = "other files" if options.model else "others, trained on another machine or by another version"
         raise InvalidInput(f"the weights that {run} was searched around must be there", got=got, hint=changed)
-    if trees.content_digest(setup.batch) != identity["batch_sha256"]:
+    if trees.content_digest(with_data(setup.task.objective, setup.batch)[1]) != identity["batch_sha256"]:
         raise InvalidInput(f"the rows that {run} was scored on must be there", got=f"others in {options.task}")
     sweep = points.with_family(settings, options, setup)
     index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
