@@ -40,7 +40,7 @@ class CaptureCommand:
     lengths and, with --control-task, the same basis of another text; by layer and by kind of matrix, too. With a task
     also what the projections are worth in held-out loss. Results go to a folder: records, figures and report.md.
 
-    Everything is float32. A basis of rank k takes k times the memory of the weights, three of them at a time.
+    Everything is float32. A basis of rank k takes k times the memory of the weights, three or four of them at a time.
     """
 
     from_: Annotated[str, tyro.conf.arg(name="from")]
