@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lacuna import geometry, keys, theory, trees
 from lacuna.captures.bases import BasisSpec, task_basis
@@ -210,34 +210,34 @@ def measure_basis(
     yield _record("random_high", high, where | {"level": LEVEL})
 
     is_stacked = tuple(name for name in trees.leaf_names(delta) if stacked(name))
-    masses = {}
-    for law, draw in product(get_args(Law), range(num_draws)):
+    draws = list(product(get_args(Law), range(num_draws)))
+    masses = []
+    for law, draw in draws:
         key = keys.candidate(keys.stream(seed, f"captures/{law}"), draw)
-        masses[law, draw] = geometry.capture(basis, _as_long(key, delta, law=law, stacked=is_stacked)).mass
-    for (law, draw), mass in jax.device_get(masses).items():
+        drawn = _as_long(key, delta, jnp.bool_(law == "random signs"), is_stacked)
+        masses.append(geometry.capture(basis, drawn).mass)
+    for (law, draw), mass in zip(draws, jax.device_get(masses), strict=True):
         yield _record("control_mass", mass, where | {"law": law, "draw": draw})
 
-    masses, levels = _block_captures(basis, delta, stacked)
+    inside, levels = _block_captures(basis, delta, stacked)
     squares = _block_values(_block_squares(delta, is_stacked))
     for place, chosen in _groups(list(_blocks(delta, is_stacked))):
         here = sum(squares[i] for i in chosen)
-        for quantity, values in (("block_capture", masses), ("block_random", levels)):
-            inside = sum(squares[i] * values[i] for i in chosen)
-            yield _record(quantity, inside / here if here else float("nan"), where | place)
+        for quantity, values in (("block_capture", inside), ("block_random", levels)):
+            held = sum(squares[i] * values[i] for i in chosen)
+            yield _record(quantity, held / here if here else float("nan"), where | place)
 
 
-@partial(jax.jit, static_argnames=("law", "stacked"))
-def _as_long(key: Key, delta: Delta, *, law: Law, stacked: tuple[str, ...]) -> Delta:
-    """A random displacement that is as long as the real one in every block."""
+@partial(jax.jit, static_argnames="stacked")
+def _as_long(key: Key, delta: Delta, signs_alone: Bool[Array, ""], stacked: tuple[str, ...]) -> Delta:
+    """A random displacement that is as long as the real one in every block, by either law: one program for both."""
 
     def drawn(name: str, leaf: Array) -> Array:
-        own = keys.leaf(key, name)
-        if law == "random signs":
-            return leaf * jax.random.rademacher(own, leaf.shape, leaf.dtype)
-        noise = jax.random.normal(own, leaf.shape, leaf.dtype)
+        noise = jax.random.normal(keys.leaf(key, name), leaf.shape, leaf.dtype)
         axes = tuple(range(name in stacked, leaf.ndim))
         there, wanted = (jnp.sum(jnp.square(x), axis=axes, keepdims=True) for x in (noise, leaf))
-        return noise * jnp.sqrt(wanted / jnp.where(there > 0, there, 1.0))
+        entries = noise * jnp.sqrt(wanted / jnp.where(there > 0, there, 1.0))
+        return jnp.where(signs_alone, jnp.where(noise < 0, -leaf, leaf), entries)
 
     return trees.map_named(drawn, delta)
 
@@ -248,12 +248,18 @@ def _block_captures(
     """Capture and random level within every block; leaf by leaf, so that no second basis is held as a whole."""
     masses, levels = [], []
     for (name, rows), part in zip(trees.named_leaves(basis.rows), jax.tree.leaves(delta), strict=True):
-        # The leaf is a tree of its own, without a name: leaves of one shape share a program.
-        own = geometry.block_orthonormalise(rows, stacked=lambda _, name=name: stacked(name))
-        blocks = geometry.block_capture(own, part).blocks
-        masses.append(blocks.mass)
-        levels.append(jnp.broadcast_to(blocks.random_mass, blocks.mass.shape))
+        mass, level = _in_blocks(rows, part, stacked=stacked(name))
+        masses.append(mass)
+        levels.append(level)
     return _block_values(masses), _block_values(levels)
+
+
+@partial(jax.jit, static_argnames="stacked")
+def _in_blocks(rows: Array, part: Array, *, stacked: bool) -> tuple[Array, Array]:
+    """Of a leaf as a tree of its own, without a name: leaves of one shape share a program."""
+    own = geometry.block_orthonormalise(rows, stacked=lambda _: stacked)
+    blocks = geometry.block_capture(own, part).blocks
+    return blocks.mass, jnp.broadcast_to(blocks.random_mass, blocks.mass.shape)
 
 
 @partial(jax.jit, static_argnames="stacked")

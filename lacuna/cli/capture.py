@@ -1,5 +1,6 @@
 """`lacuna capture`: how much of a fine-tuning's displacement lies in which basis."""
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -39,7 +40,7 @@ class CaptureCommand:
     lengths and, with --control-task, the same basis of another text; by layer and by kind of matrix, too. With a task
     also what the projections are worth in held-out loss. Results go to a folder: records, figures and report.md.
 
-    Everything is float32. A basis of rank k takes k times the memory of the weights, three of them at a time.
+    Everything is float32. A basis of rank k takes k times the memory of the weights, three or four of them at a time.
     """
 
     from_: Annotated[str, tyro.conf.arg(name="from")]
@@ -280,7 +281,7 @@ def _two_adapters(command: CaptureCommand, model_in: Callable[[Path], "Model"]) 
     return _Ends(model, folder, None, pair, tuple(notes))
 
 
-def _few(numbers: tuple[float, ...]) -> str:
+def _few(numbers: tuple[int | float, ...]) -> str:
     """Numbers that are mostly one and the same."""
     return "/".join(f"{number:g}" for number in dict.fromkeys(numbers))
 
@@ -394,8 +395,7 @@ def _written(
 def _table(records: "list[Record]") -> Table:
     from lacuna.reports import capture_report
 
-    heads = ("basis", "k", "mass", "norm", "random\nlevel", "its 95 %", "random signs\nlargest", "loss drop\nkept")
-    table = plain_table(*heads)
+    table = plain_table("basis", "k", "mass", "norm", "random\nlevel", "random\nsigns", "loss drop\nkept")
     for row in capture_report.rows_of(records):
         table.add_row(
             row.name,
@@ -403,8 +403,7 @@ def _table(records: "list[Record]") -> Table:
             f"{row.mass:.3g}",
             f"{row.mass**0.5:.3g}",
             f"{row.level:.2g}",
-            f"{row.low:.2g}–{row.high:.2g}",
             f"{row.controls['random signs'][1]:.2g}",
-            "" if row.recovery != row.recovery else f"{row.recovery:.3g}",
+            "" if math.isnan(row.recovery) else f"{row.recovery:.3g}",
         )
     return table

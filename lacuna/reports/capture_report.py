@@ -30,6 +30,12 @@ ABOUT = {
 }
 """What each basis is."""
 
+MARKERS = {"random signs": "x", "random entries": "+"}
+"""Of random displacements, by their law."""
+
+AFTER = ("final_norm", "head")
+"""Leaves behind the last layer."""
+
 LOOKS = {"gradient": (PREDICTED, "o"), "krylov": (NEXT, "s"), "prefix": (MEASURED, "D"), "random": (ASYMPTOTE, "^")}
 """Colour and marker of each basis."""
 
@@ -158,7 +164,7 @@ def percent(share: float) -> str:
     """A share in per cent, to two digits; in powers of ten where it is small."""
     if not abs(share) < math.inf:
         return "unknown"
-    return f"{100 * share:.2g} %" if abs(share) >= 1e-4 or share == 0 else f"{share:.1e}"
+    return f"{100 * share:.2g} %" if abs(share) >= 1e-6 or share == 0 else f"{share:.1e}"
 
 
 def _moved(records: Sequence[Record]) -> str:
@@ -189,20 +195,18 @@ def _beyond_chance(records: Sequence[Record]) -> str:
     for row in rows:
         if row.task == "control" or row.basis == "random":
             continue
-        others = {"random subspaces": row.high} | {law: largest for law, (_, largest) in row.controls.items()}
+        others = {"the random level": row.high} | {law: largest for law, (_, largest) in row.controls.items()}
         for other in rows:
             if (other.basis, other.task) == (row.basis, "control"):
                 others["the control task"] = other.mass
         name = max(others, key=lambda other: others[other])
-        if row.mass > others[name]:
-            told.append(f"{row.basis} is {row.mass / others[name]:.3g} times above all, of which {name} comes nearest")
-        else:
-            told.append(f"{row.basis} is not above {name} ({percent(others[name])})")
+        above = row.mass / others[name]
+        told.append(f"{row.basis} {above:.3g} times {name}" + ("" if above > 1 else ", so NOT above chance"))
     if not told:
         (row, *_) = rows
-        inside = "inside" if row.low <= row.mass <= row.high else "outside"
+        inside = "inside" if row.low <= row.mass <= row.high else "OUTSIDE"
         return f"The random basis holds {percent(row.mass)}, {inside} its interval; no other was asked for."
-    return "; ".join(told).capitalize() + "."
+    return f"Beside the highest of its controls, {'; '.join(told)}."
 
 
 def _worth(records: Sequence[Record]) -> str:
@@ -213,10 +217,13 @@ def _worth(records: Sequence[Record]) -> str:
     if drop <= 0:
         return f"The held-out loss does not drop ({ends}), so there is nothing to recover."
     doubt = "" if math.isnan(error) else f" ± {error:.1g}"
-    kept = [f"{row.name} {percent(row.recovery)}" for row in rows_of(records)]
+    rows = rows_of(records)
+    controls = {row.basis: f" (control task {percent(row.recovery)})" for row in rows if row.task == "control"}
+    own = [row for row in rows if row.task != "control"]
+    kept = [f"{row.basis} {percent(row.recovery)}{controls.get(row.basis, '')}" for row in own]
     few = " The drop is within two of its errors of zero: read nothing into this." if drop <= 2 * error else ""
     return (
-        f"The held-out loss drops by {drop:.4f}{doubt} ({ends}). Left of it by the projection: {', '.join(kept)}.{few}"
+        f"The held-out loss drops by {drop:.3g}{doubt} ({ends}). Projected, it keeps of that: {', '.join(kept)}.{few}"
     )
 
 
@@ -229,10 +236,8 @@ def _markdown(records: Sequence[Record], config: dict[str, Any], environment: di
         "Random signs keep the size of every entry of d, random entries its length in every block: what a basis holds "
         "of these, it holds because of where d is, not of which way it points.",
         *[f"![{caption}](figures/{name}.png)\n\n*{caption}*" for name, caption in CAPTIONS.items()],
-        "## By layer",
-        _places_table(records, "layer"),
-        "## By kind of matrix",
-        _places_table(records, "kind"),
+        *_folded("By layer", _places_table(records, "layer")),
+        *_folded("By kind of matrix", _places_table(records, "kind")),
         "A capture here is of the basis cut to each block (a leaf, in each layer) and orthonormalised there, so it has "
         "more directions than k in all, and a level of its own, Σ w k/P over blocks with w their shares of |d|².",
         "## How it was run",
@@ -242,16 +247,19 @@ def _markdown(records: Sequence[Record], config: dict[str, Any], environment: di
     return "\n\n".join(parts) + "\n"
 
 
+def _folded(title: str, content: str) -> list[str]:
+    return [f"<details><summary>{title}</summary>", content, "</details>"]
+
+
 def _bases_table(records: Sequence[Record]) -> str:
     rows = rows_of(records)
-    laws = list(dict.fromkeys(law for row in rows for law in row.controls))
     head = ["basis", "k", "mass", "norm", "random level k/P", "mass / level"]
-    head += [f"{law}: mean, largest" for law in laws] + ["loss drop kept", "in blocks (level)", ""]
+    head += [f"{law}: mean, largest" for law in MARKERS] + ["loss drop kept", "in blocks (level)", ""]
     lines = []
     for row in rows:
         line = [row.name, str(row.rank), f"**{row.mass:.3g}**", f"{row.mass**0.5:.3g}"]
         line += [f"{row.level:.2g} [{row.low:.2g}, {row.high:.2g}]", f"{row.mass / row.level:.3g}" if row.level else ""]
-        line += [f"{row.controls[law][0]:.2g}, {row.controls[law][1]:.2g}" for law in laws]
+        line += [f"{row.controls[law][0]:.2g}, {row.controls[law][1]:.2g}" for law in MARKERS]
         line += ["" if math.isnan(row.recovery) else f"{row.recovery:.3g}"]
         lines.append([*line, f"{row.block_mass:.3g} ({row.block_level:.2g})", row.status])
     return table(head, lines)
@@ -260,15 +268,31 @@ def _bases_table(records: Sequence[Record]) -> str:
 def _places_table(records: Sequence[Record], by: str) -> str:
     rows = rows_of(records)
     lines = []
-    for record in select(records, "block_mass_share", by=by):
-        at: dict[str, Place] = {"by": by, by: record.where[by]}
-        line = [str(record.where[by]), f"{record.value:.3g}", f"{value(records, 'relative_radius', **at):.2g}"]
+    for place in _places(records, by):
+        at: dict[str, Place] = {"by": by, by: place}
+        line = [
+            str(place),
+            f"{value(records, 'block_mass_share', **at):.3g}",
+            f"{value(records, 'relative_radius', **at):.2g}",
+        ]
         for row in rows:
             of = {"basis": row.basis, "task": row.task, **at}
             found, level = (value(records, quantity, **of) for quantity in ("block_capture", "block_random"))
             line.append("" if math.isnan(found) else f"{found:.2g} ({level:.2g})")
         lines.append(line)
-    return table([by, "share of \\|d\\|²", "radius", *(f"{row.name} (level)" for row in rows)], lines)
+    return table([by, "share of |d|²", "radius", *(f"{row.name} (level)" for row in rows)], lines)
+
+
+def _places(records: Sequence[Record], by: str) -> list[Place]:
+    """Layers or kinds in the order in which a forward pass meets them, as far as their names tell."""
+
+    def key(place: Place) -> tuple[int, int]:
+        if isinstance(place, int):
+            return 1, place
+        return (2 if place in AFTER else 0), 0
+
+    found = [record.where[by] for record in select(records, "block_mass_share", by=by)]
+    return sorted(found, key=key) if by == "layer" else found
 
 
 def _run_table(records: Sequence[Record], config: dict[str, Any], environment: dict[str, Any]) -> str:
@@ -309,7 +333,7 @@ def _captures_figure(records: Sequence[Record]) -> "Figure":
     """Capture by basis, beside its level and controls, on a logarithmic axis."""
     rows = rows_of(records)
     kinds = list(dict.fromkeys(row.basis for row in rows))
-    figure, axes = _subplots(1, 1, size=(7.6, 1.3 + 0.62 * len(kinds)))
+    figure, axes = _subplots(1, 1, size=(8.8, 1.3 + 0.62 * len(kinds)))
     (panel,) = axes.flat
     every = [x for row in rows for x in (row.mass, row.low, *(mean for mean, _ in row.controls.values())) if x > 0]
     least = min(every) / 3
@@ -319,16 +343,17 @@ def _captures_figure(records: Sequence[Record]) -> "Figure":
             panel.plot(max(row.mass, least), place, "o", mfc="white", mec=MEASURED, ms=7, label="control task")
             continue
         panel.plot(
-            [max(row.low, least), row.high], [place + 0.18] * 2, color=LIMIT, lw=5, alpha=0.35, solid_capstyle="butt"
+            [max(row.low, least), row.high], [place + 0.17] * 2, color=LIMIT, lw=5, alpha=0.35, solid_capstyle="butt"
         )
-        panel.plot(row.level, place + 0.18, "|", color=LIMIT, ms=12, mew=2, label="random level, 95 %")
-        for (law, (mean, largest)), marker in zip(row.controls.items(), "x+", strict=False):
-            panel.plot([max(mean, least), largest], [place + 0.36] * 2, color=ASYMPTOTE, lw=0.8)
-            panel.plot([max(mean, least)], [place + 0.36], marker, color=ASYMPTOTE, ms=7, mew=1.5, label=law)
+        panel.plot(row.level, place + 0.17, "|", color=LIMIT, ms=12, mew=2, label="random level, 95 %")
+        for (law, marker), down in zip(MARKERS.items(), (0.32, 0.44), strict=True):
+            mean, largest = row.controls[law]
+            panel.plot([max(mean, least), largest], [place + down] * 2, color=ASYMPTOTE, lw=0.8)
+            panel.plot(max(mean, least), place + down, marker, color=ASYMPTOTE, ms=6, mew=1.5, label=law)
         panel.plot(max(row.mass, least), place, "o", color=MEASURED, ms=7, label="the displacement")
     panel.set_xscale("log")
     panel.set_xlim(least, 1.6)
-    panel.set_ylim(len(kinds) - 0.4, -0.5)
+    panel.set_ylim(len(kinds) - 0.35, -0.5)
     ranks = {row.basis: row.rank for row in rows if row.task != "control"}
     panel.set_yticks(range(len(kinds)), [f"{kind}, k = {ranks[kind]}" for kind in kinds])
     panel.grid(axis="y", visible=False)
@@ -342,18 +367,19 @@ def _places_figure(records: Sequence[Record]) -> "Figure":
     figure, axes = _subplots(2, 2, size=(9.6, 6.2), sharex="col", sharey="row")
     rows = [row for row in rows_of(records) if row.task != "control"]
     for column, by in enumerate(("layer", "kind")):
-        places = [record.where[by] for record in select(records, "block_mass_share", by=by)]
+        places = _places(records, by)
+        numbered = [i for i, place in enumerate(places) if isinstance(place, int)]
         above, below = axes[:, column]
         shares = [value(records, "block_mass_share", by=by, **{by: place}) for place in places]
-        above.bar(range(len(places)), shares, color=ASYMPTOTE, width=0.7)
+        above.bar(range(len(places)), shares, color=ASYMPTOTE, width=0.7, zorder=2)
         level: list[float] = []
         for row in rows:
             of: dict[str, Place] = {"basis": row.basis, "task": row.task, "by": by}
             found = [value(records, "block_capture", **of, **{by: place}) for place in places]
             level = [value(records, "block_random", **of, **{by: place}) for place in places]
             colour, marker = LOOKS.get(row.basis, (LIMIT, "v"))
-            ls = "-" if by == "layer" else ""
-            below.plot(range(len(places)), found, color=colour, marker=marker, ms=5, ls=ls, lw=1, label=row.basis)
+            below.plot(range(len(places)), found, color=colour, marker=marker, ms=5, ls="", label=row.basis)
+            below.plot(numbered, [found[i] for i in numbered], color=colour, lw=1)
         below.plot(range(len(places)), level, color=LIMIT, ls="--", lw=1.2, drawstyle="steps-mid", label="random level")
         below.set_yscale("log")
         _name_places(below, places)

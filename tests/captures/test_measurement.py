@@ -142,9 +142,9 @@ def test_the_radius_is_relative_to_the_weights_of_the_same_place(found):
 
 
 def test_a_basis_of_the_displacement_itself_holds_all_of_it_and_none_of_its_controls():
-    # From the start, one gradient step of this loss is along the target minus the start: let that be the displacement.
+    # From the start, the first gradient step of this loss points at the first target: let that be the displacement.
     delta = jax.tree.map(jnp.subtract, batches(0), START)
-    spec = BasisSpec("prefix", rank=1, optimiser="sgd", learning_rate=0.01)
+    spec = BasisSpec("prefix", rank=3, optimiser="sgd", learning_rate=0.01)
     found = captures.measure(START, delta, [spec], task=TASK, stacked=stacked, held_out=[batches(0)], num_draws=20)
     own = {"basis": "prefix", "task": "own"}
     assert value(found, "capture_mass", **own) == pytest.approx(1, abs=1e-5)
@@ -153,13 +153,14 @@ def test_a_basis_of_the_displacement_itself_holds_all_of_it_and_none_of_its_cont
     for law in LAWS:
         masses = [record.value for record in select(found, "control_mass", **own, law=law)]
         assert len(set(masses)) == 20
-        assert 0 < np.mean(masses) < 6 / P
+        assert 0 < np.mean(masses) < 12 / P
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_random_displacements_are_as_long_as_the_real_one_in_every_block(law):
     named = tuple(name for name in trees.leaf_names(DELTA) if stacked(name))
-    one, other = (measurement._as_long(jax.random.key(seed), DELTA, law=law, stacked=named) for seed in (0, 1))
+    signs = jnp.bool_(law == "random signs")
+    one, other = (measurement._as_long(jax.random.key(seed), DELTA, signs, named) for seed in (0, 1))
     for name, drawn, real in zip(trees.leaf_names(DELTA), *map(jax.tree.leaves, (one, DELTA)), strict=True):
         rows = (1 if not stacked(name) else 3, -1)
         norms = [np.linalg.norm(np.asarray(x, np.float64).reshape(rows), axis=1) for x in (drawn, real)]
@@ -182,7 +183,7 @@ def test_functional_recovery_is_that_of_geometry(basis, found):
 
 def test_where_the_loss_does_not_drop_nothing_is_recovered():
     away = jax.tree.map(jnp.subtract, START, TARGET)
-    found = captures.measure(START, away, [BasisSpec("krylov", 2)], task=TASK, held_out=[batches(0)], num_draws=1)
+    found = captures.measure(START, away, [BasisSpec("gradient", 3)], task=TASK, held_out=[batches(0)], num_draws=1)
     assert value(found, "loss_drop") < 0
     assert not select(found, "functional_recovery")
 
