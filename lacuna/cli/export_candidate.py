@@ -55,6 +55,7 @@ def export_candidate(
     start(options)  # before anything touches a device
 
     from lacuna import search, trees
+    from lacuna.search.objectives import with_data
 
     mesh = points.mesh_of(options)
     settings = points.check(options, mesh)
@@ -63,8 +64,10 @@ def export_candidate(
         changed = "the files of that run" if options.model else "the --cache folder of that run"
         got = "other files" if options.model else "others, trained on another machine or by another version"
         raise InvalidInput(f"the weights that {run} was searched around must be there", got=got, hint=changed)
-    if trees.content_digest(setup.batch) != identity["batch_sha256"]:
-        raise InvalidInput(f"the rows that {run} was scored on must be there", got=f"others in {options.task}")
+    scored_on = with_data(setup.task.objective, setup.batch)[1]  # of an adapter the weights below it, too
+    if trees.content_digest(scored_on) != identity["batch_sha256"]:
+        what = "the rows that, and the weights below the adapter" if options.adapter else "the rows that"
+        raise InvalidInput(f"{what} {run} was scored on must be there", got="others")
     sweep = points.with_family(settings, options, setup)
     index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
     chosen = search.Candidate(int(index), float(sigma), int(sign), record.value)
