@@ -20,15 +20,8 @@ if TYPE_CHECKING:
     from lacuna.checkpoints import Adapter
     from lacuna.models import Model
     from lacuna.reports.records import Record
-    from lacuna.tasks import Task
-    from lacuna.tasks.text import Splits
-    from lacuna.types import Batch, Params
-
-Bound = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""A function of a model, `f(model, params, tokens)`, as one of the point alone: `f(point, tokens)`."""
-
-HELD_OUT_BATCHES = 8
-"""Batches on which the loss is taken at the ends and at the projections."""
+    from lacuna.setups import LanguageModel, LanguageSetup, TaskConfig
+    from lacuna.types import Params
 
 
 @dataclass(frozen=True)
@@ -58,11 +51,11 @@ class CaptureCommand:
     """Of each basis."""
 
     task: str | None = None
-    """Text of the fine-tuning, for gradients, products and losses: a .txt, or a .jsonl or an id of `datasets` with a
-    column `text`. A part of it is held out of the bases."""
+    """Data of the fine-tuning, for gradients, products and losses: what `lacuna sweep --model` takes as its task. A
+    part of it is held out of the bases."""
 
     control_task: str | None = None
-    """Another text, of which each of those bases is made once more."""
+    """Another task, of which each of those bases is made once more."""
 
     tokenizer: str | None = None
     """Folder or id of the tokenizer, if it is not that of the model."""
@@ -72,6 +65,9 @@ class CaptureCommand:
 
     length: int = 128
     """Tokens in a row of text."""
+
+    begin: str = ""
+    """Text of a token that stands in front of every question, such as <s>."""
 
     batch_size: int = 8
     """Rows in a batch."""
@@ -117,17 +113,18 @@ class _Ends(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """Start and end, and how a function of the model becomes one of a point on their tree."""
+    """The start, with what is below it, and the end."""
 
-    start: "Params"
+    start: "LanguageModel"
     end: "Params"
-    bound: Bound
 
 
 def capture(command: CaptureCommand, console: Console) -> Path:
     """Run `lacuna capture`. Returns the folder of the results."""
+    from lacuna.checkpoints import load_tokenizer
     from lacuna.checkpoints.export import check_new
     from lacuna.reports import rundir
+    from lacuna.setups import language
 
     specs = _specs(command)
     options = _options(command)
@@ -135,26 +132,33 @@ def capture(command: CaptureCommand, console: Console) -> Path:
     rundir.check_folder(out)
     check_new(out)  # before a long read
     ends = _ends(command)
-    texts = [source for source in (command.task, command.control_task) if source is not None]
-    rows = _rows(command, ends, specs, texts)
+    configs = _tasks(command)
+    found = [language.read(config) for config in configs]  # what is wrong with a file is told before a long read
+    tokenizer = load_tokenizer(command.tokenizer or ends.folder) if configs else None
 
     from lacuna import captures, trees
 
     told = partial(console.print, soft_wrap=True)
     console.print("Reading ...")
     points = _read(ends, command, told)
-    delta = captures.displacement(points.start, points.end)
-    start, bound = points.start, points.bound
+    opened = points.start
+    delta = captures.displacement(opened.params, points.end)
     del points  # the end is not needed any more
     for note in ends.notes:
         console.print(note, style="yellow", soft_wrap=True)
     size = 4 * trees.size(delta)
     most = max(max(3 * spec.rank, 4 * (spec.num_batches or spec.rank) * (spec.kind == "gradient")) for spec in specs)
     told(f"{size // 4:,} parameters; the largest basis takes {format_bytes(most * size)} of memory while it is made.")
-    tasks = [_task(command, source, splits, bound) for source, splits in zip(texts, rows, strict=True)]
+    notice = partial(console.print, style="yellow", soft_wrap=True)
+    tasks = [
+        language.with_task(opened, one, config, tokenizer, notice=notice)
+        for one, config in zip(found, configs, strict=True)
+    ]
+    for task in tasks:
+        _check_enough(task, specs, command)
     own, control, *_ = [*(captures.TaskAt(one.task.objective.loss, one.task.train) for one in tasks), None, None]
     records = captures.measure(
-        start,
+        opened.params,
         delta,
         specs,
         task=own,
@@ -182,7 +186,7 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     kinds = tuple(dict.fromkeys(command.basis)) or (TASKLESS if command.task is None else every)
     needy = [kind for kind in kinds if kind not in TASKLESS]
     if command.task is None and needy:
-        raise InvalidInput(f"the basis `{needy[0]}` needs a task", got="no --task", hint="--task FILE, a text")
+        raise InvalidInput(f"the basis `{needy[0]}` needs a task", got="no --task", hint="--task FILE")
 
     def spec(kind: "BasisKind") -> BasisSpec:
         num = command.num_batches if kind == "gradient" else None
@@ -299,69 +303,41 @@ def _read(ends: _Ends, command: CaptureCommand, told: Callable[[str], None]) -> 
 
     from lacuna import models
     from lacuna.checkpoints import load_hf
+    from lacuna.setups import LanguageModel
 
     def read(folder: Path) -> "Params":
         return load_hf(folder, dtype="float32", ignore=command.ignore, report=lambda one: told(str(one)))[1]
 
     if len(ends.adapters) == 2:
         first, last = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), one.params) for one in ends.adapters)
-        if command.task is None:
-            return _Points(first, last, lambda function: function)
-        base, spec = read(ends.folder), ends.adapters[0].spec
-        return _Points(first, last, lambda function: models.over_adapter(function, ends.model, base, spec))
+        base = None if command.task is None else read(ends.folder)  # which only a loss reads
+        return _Points(LanguageModel(ends.model, first, base, ends.adapters[0], ends.folder), last)
     start = read(ends.folder)
     end = read(ends.end) if ends.end is not None else models.merged(start, ends.adapters[0].lora)
-    return _Points(start, end, lambda function: partial(function, ends.model))
+    return _Points(LanguageModel(ends.model, start, None, None, ends.folder), end)
 
 
-def _rows(command: CaptureCommand, ends: _Ends, specs: "list[BasisSpec]", texts: list[str]) -> "list[Splits]":
-    """The rows of each text, before a long read: as many as the bases need."""
-    from lacuna.checkpoints import load_tokenizer
-    from lacuna.tasks import text
-    from lacuna.tasks.documents import read_documents
+def _tasks(command: CaptureCommand) -> "list[TaskConfig]":
+    """The task and the control task, as far as they are given."""
+    from lacuna.setups import TaskConfig
 
-    if not texts:
-        return []
-    documents = [read_documents(source) for source in texts]
-    tokenizer = load_tokenizer(command.tokenizer or ends.folder)
-
-    def encode(document: str) -> list[int]:
-        return tokenizer.encode(document, add_special_tokens=False, verbose=False)  # or it warns of long texts
-
-    needed = command.batch_size * max(spec.steps.stop for spec in specs)
-    found = []
-    for source, of_source in zip(texts, documents, strict=True):
-        found.append(text.pack_splits(of_source, encode, length=command.length))
-        there = found[-1].train.num_rows
-        if needed > there:
-            raise InvalidInput(
-                f"the bases need {needed:,} rows of {command.length} tokens of {source}, none of them twice",
-                got=f"{there:,}",
-                hint="a smaller --rank, --batch-size or --length, or more text",
-            )
-    return found
+    shared = {"length": command.length, "batch_size": command.batch_size, "begin": command.begin, "seed": command.seed}
+    return [TaskConfig(source, **shared) for source in (command.task, command.control_task) if source is not None]
 
 
-class _TaskRows(NamedTuple):
-    """A task, and the batches that are held out of it."""
+def _check_enough(setup: "LanguageSetup", specs: "list[BasisSpec]", command: CaptureCommand) -> None:
+    """Raise if a basis would read a row twice."""
+    from lacuna.tasks import RowStream
 
-    task: "Task"
-    held_out: "tuple[Batch, ...]"
-
-
-def _task(command: CaptureCommand, source: str, rows: "Splits", bound: Bound) -> _TaskRows:
-    """A text as a task of the model."""
-    from lacuna import models
-    from lacuna.tasks import language, row_streams
-
-    train = row_streams.row_stream(rows.train, seed=command.seed, batch_size=command.batch_size)
-    each = max(1, min(command.batch_size, rows.held_out.num_rows // HELD_OUT_BATCHES))
-    held_out = row_streams.in_order(rows.held_out, each)
-    task = language.language_task(
-        source, train, held_out, bound(models.next_token_nats), bound(models.next_token_right)
-    )
-    num = min(HELD_OUT_BATCHES, rows.held_out.num_rows // each)
-    return _TaskRows(task, tuple(held_out(step) for step in range(num)))
+    if not isinstance(setup.task.train, RowStream):
+        return  # rows without an end
+    needed, there = command.batch_size * max(spec.steps.stop for spec in specs), setup.task.train.num_rows
+    if needed > there:
+        raise InvalidInput(
+            f"the bases need {needed:,} rows of {setup.task.name}, none of them twice",
+            got=f"{there:,}",
+            hint="a smaller --rank, --batch-size or --length, or more rows",
+        )
 
 
 def _written(

@@ -64,8 +64,10 @@ def export_candidate(
         changed = "the files of that run" if options.model else "the --cache folder of that run"
         got = "other files" if options.model else "others, trained on another machine or by another version"
         raise InvalidInput(f"the weights that {run} was searched around must be there", got=got, hint=changed)
-    if trees.content_digest(with_data(setup.task.objective, setup.batch)[1]) != identity["batch_sha256"]:
-        raise InvalidInput(f"the rows that {run} was scored on must be there", got=f"others in {options.task}")
+    scored_on = with_data(setup.task.objective, setup.batch)[1]  # of an adapter the weights below it, too
+    if trees.content_digest(scored_on) != identity["batch_sha256"]:
+        below = " with the weights below its adapter" * bool(options.adapter)
+        raise InvalidInput(f"the rows that {run} was scored on must be there{below}", got=f"others in {options.task}")
     sweep = points.with_family(settings, options, setup)
     index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
     chosen = search.Candidate(int(index), float(sigma), int(sign), record.value)

@@ -82,10 +82,8 @@ def _batches(held_out: Batch | Sequence[Batch], *, like: Batch) -> list[Batch]:
     """The held-out batches as a list."""
 
     def kind(tree: Batch) -> tuple[str, ...]:
-        """Structure and shapes, less the number of rows: no sequence of batches is of the kind of one."""
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
-        named = [("rows", *shape[1:]) if shape else () for shape in shapes]
-        return str(jax.tree.structure(tree)), *(f"[{', '.join(map(str, shape))}]" for shape in named)
+        """Structure and numbers of axes: batches may differ in rows and in padding, but no sequence of them is one."""
+        return str(jax.tree.structure(tree)), *(f"{np.ndim(leaf)} axes" for leaf in jax.tree.leaves(tree))
 
     if kind(held_out) == kind(like):
         return [held_out]

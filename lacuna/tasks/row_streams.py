@@ -38,9 +38,14 @@ class RowStream:
     key: Any
     batch_size: int
 
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return jax.tree.leaves(self.rows)[0].shape[0]
+
     def __call__(self, step: Step) -> Any:
         """The batch at a step: a pure function of its index, traceable; its cost does not grow with n."""
-        num_rows = jax.tree.leaves(self.rows)[0].shape[0]
+        num_rows = self.num_rows
         # step = cycle n + within, so position = (cycle B) n + within B + row: no product reaches 2^32.
         cycle, within = jnp.divmod(jnp.asarray(step).astype(jnp.uint32), jnp.uint32(num_rows))
         position = within * jnp.uint32(self.batch_size) + jnp.arange(self.batch_size, dtype=jnp.uint32)

@@ -130,6 +130,25 @@ def test_a_gain_of_nothing_has_no_shrinkage():
     assert all(math.isfinite(r.value) for r in found if "gain" in r.quantity)
 
 
+def padded(batch, size):
+    """The same rows with so much behind them that counts for nothing."""
+    return {"w": jnp.pad(batch["w"], ((0, 0), (0, size)))}
+
+
+def test_held_out_batches_may_be_padded_otherwise():
+    loss, params, batch = problems.small()
+    size = batch["w"].size
+
+    def of_rows(params, batch):
+        return loss(params, {"w": batch["w"][0, :size]})
+
+    rows = {"w": batch["w"][None]}
+    result = run_sweep(of_rows, params, rows, SWEEP)
+    (other,) = other_batches(rows, 1)
+    alike, wider = (search.held_out_records(result, of_rows, params, rows, [padded(other, n)]) for n in (0, 3))
+    assert [str(r) for r in alike] == [str(r) for r in wider]
+
+
 @pytest.mark.parametrize(
     "held_out",
     [
