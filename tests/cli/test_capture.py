@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from lacuna.cli.capture import CaptureCommand, _ends, _read
 from lacuna.errors import TreeMismatch
 from lacuna.reports import capture_report, records
 from lacuna.reports.records import select, value
-from lacuna.tasks import language, row_streams, text
+from lacuna.setups import LanguageModel, TaskConfig, language
 from lacuna.training import RecoverConfig, recover
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -45,11 +44,10 @@ def text_in(file, seed, num_letters=600):
 def tuned(source, to, tokenizer, file, *, num_steps, length, batch_size):
     """A model trained by gradient descent on the batches that the command will read first."""
     model, params = load_hf(source, dtype="float32")
-    own = load_tokenizer(tokenizer)
-    rows = text.pack_splits([file.read_text()], lambda one: own.encode(one, add_special_tokens=False), length=length)
-    stream = row_streams.row_stream(rows.train, seed=0, batch_size=batch_size)
-    loss = language.language_loss(partial(models.next_token_nats, model))
-    path = recover(loss, params, stream, RecoverConfig("sgd", STEP, num_steps=num_steps))
+    config = TaskConfig(str(file), length=length, batch_size=batch_size)
+    opened = LanguageModel(model, params, None, None, source)
+    task = language.with_task(opened, language.read(config), config, load_tokenizer(tokenizer)).task
+    path = recover(task.objective.loss, params, task.train, RecoverConfig("sgd", STEP, num_steps=num_steps))
     return export_hf(model, path.end, to, like=source)
 
 
@@ -121,7 +119,8 @@ def points(first, last, **options):
 
 
 def test_an_adapter_of_a_model_moves_the_merged_weights():
-    ends, (start, end, _) = points(GOLDEN / "gpt2", FOLDER / "gpt2")
+    ends, (opened, end) = points(GOLDEN / "gpt2", FOLDER / "gpt2")
+    start = opened.params
     model, params = load_hf(GOLDEN / "gpt2", dtype="float32")
     merged = models.merged(params, load_adapter(FOLDER / "gpt2", model).lora)
     assert trees.content_digest(start) == trees.content_digest(params)
@@ -134,14 +133,14 @@ def test_from_adapter_to_adapter_the_factors_are_moved(tmp_path):
         return {name: 0 * x if "lora_B" in name else x for name, x in tensors.items()}
 
     folder = changed(tmp_path / "fresh", "gpt2", fresh)
-    ends, (start, end, bound) = points(folder, FOLDER / "gpt2", base=str(GOLDEN / "gpt2"), task="any")
+    ends, (opened, end) = points(folder, FOLDER / "gpt2", base=str(GOLDEN / "gpt2"), task="any")
     model, params = load_hf(GOLDEN / "gpt2", dtype="float32")
     adapter = load_adapter(FOLDER / "gpt2", model)
     assert trees.content_digest(end) == trees.content_digest(adapter.params)
-    assert {name[-1] for name, leaf in trees.named_leaves(start) if not np.any(leaf)} == {"B"}
+    assert {name[-1] for name, leaf in trees.named_leaves(opened.params) if not np.any(leaf)} == {"B"}
     tokens = jnp.arange(6)[None]
     nats = models.next_token_nats(model, params, tokens, lora=adapter.lora)
-    np.testing.assert_array_equal(bound(models.next_token_nats)(end, tokens), nats)
+    np.testing.assert_array_equal(opened.bound(models.next_token_nats)(end, tokens), nats)
     first, second = ends.notes
     assert "of the adapters' factors" in first
     assert "see B alone" in second
