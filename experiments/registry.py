@@ -11,6 +11,7 @@ from experiments import (
     linear_regime,
     lora_recovery,
     pushforward_caa,
+    search_language,
     search_scaling,
     signal_density,
     specialisation,
@@ -33,6 +34,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         lora_recovery,
         pushforward_caa,
         boolq_steering,
+        search_language,
         activation_drift,
     )
 }
