@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from experiments import drawing
 from experiments.prefixes import Measure
 from experiments.recoveries import Start, StartSpec, Told, minibatch_gradients, rows_of, starting_point
+from experiments.task_scatter import between_tasks, halves, normalised, participation_ratio, permuted
 from experiments.trajectory_prefix import SMOKE_START
 from lacuna import geometry
 from lacuna.reports.claims import Claim, seeds_of, spread, verdict
@@ -64,33 +64,6 @@ PRESETS = {
 }
 
 
-def between_tasks(gram: Float[np.ndarray, "rows rows"], labels: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Eigenvalues, descending, of the symmetrised between-task scatter of two halves.
-
-    Args:
-      gram: inner products of all gradients.
-      labels: task of each row.
-      half: 0 or 1 for each row.
-    """
-    num_tasks = labels.max() + 1
-    means = np.zeros((2, num_tasks, len(labels)))
-    for h in (0, 1):
-        for task in range(num_tasks):
-            members = (labels == task) & (half == h)
-            means[h, task, members] = 1 / members.sum()
-    centre = np.eye(num_tasks) - 1 / num_tasks
-    cross = centre @ means[0] @ gram @ means[1].T @ centre
-    return np.sort(np.linalg.eigvalsh((cross + cross.T) / 2))[::-1]
-
-
-def permuted(labels: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The labels shuffled within each half, so that halves keep as many batches of each task."""
-    shuffled = labels.copy()
-    for h in (0, 1):
-        shuffled[half == h] = rng.permutation(labels[half == h])
-    return shuffled
-
-
 def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]:
     """All numbers of one seed."""
     start = starting_point(config.start, seed, cache, told)
@@ -110,18 +83,16 @@ def spectrum_measures(
 ) -> Iterator[Measure]:
     """The scatter between all tasks of a starting point at some parameters, and the spectrum of one task alone."""
     names = list(start.streams)
-    labels = np.repeat(np.arange(len(names)), num_batches)
-    half = np.tile(np.arange(num_batches) % 2, len(names))
+    labels, half = halves(len(names), num_batches)
     gradients = rows_of(*(minibatch_gradients(start, params, name, first=0, num=num_batches) for name in names))
     whole = np.asarray(geometry.gram(gradients), np.float64)
-    lengths = np.sqrt(np.diag(whole))
-    for scaling, gram in (("raw", whole), ("normalised", whole / np.outer(lengths, lengths))):
+    for scaling, gram in (("raw", whole), ("normalised", normalised(whole))):
         values = between_tasks(gram, labels, half)
         null = [between_tasks(gram, permuted(labels, half, rng), half).sum() for _ in range(num_permutations)]
         positive = np.maximum(values, 0)
         at: dict[str, Place] = {"scaling": scaling}
         yield "p_value", float((1 + np.sum(np.asarray(null) >= values.sum())) / (1 + len(null))), at
-        yield "participation_ratio", float(positive.sum() ** 2 / np.sum(positive**2)), at
+        yield "participation_ratio", participation_ratio(values), at
         yield "share_of_energy", float(values.sum() * num_batches / np.trace(gram)), at
         for i, value in enumerate(positive / positive.sum(), start=1):
             yield "energy", float(value), {**at, "i": i}

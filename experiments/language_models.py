@@ -110,10 +110,11 @@ def documents(spec: LanguageModelSpec) -> dict[str, list[str]]:
     Raises:
       InvalidInput: one that is not there, or cannot be read; says what was looked for.
     """
-    return {name: _read(source, spec) for name, source in zip(text_names(spec), _sources(spec), strict=True)}
+    return {name: read_text(source, spec) for name, source in zip(text_names(spec), _sources(spec), strict=True)}
 
 
-def _read(source: str, spec: LanguageModelSpec) -> list[str]:
+def read_text(source: str, spec: LanguageModelSpec) -> list[str]:
+    """The documents of a source, as `LanguageModelSpec.texts` names it."""
     if source == "python:prose":
         from pydoc_data import topics
 

@@ -8,6 +8,7 @@ from experiments import (
     boolq_steering,
     gradient_spectrum,
     krylov_recovery,
+    language_spectrum,
     linear_regime,
     lora_recovery,
     pushforward_caa,
@@ -23,12 +24,14 @@ EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module
     for module in (
         gradient_spectrum,
+        language_spectrum,
         static_bases,
         basis_drift,
         trajectory_prefix,
         search_scaling,
         signal_density,
         krylov_recovery,
+        language_spectrum,
         linear_regime,
         specialisation,
         lora_recovery,

@@ -224,15 +224,10 @@ def _wide(leaf: Array) -> Array:
 def _difference(new: Array, old: Array) -> Array:
     """`new - old` as the two are stored.
 
-    A point in bfloat16 was rounded to it, but XLA on a GPU drops a rounding that is widened again at once
-    (openxla/xla issue 41605), and the difference would be that of a point that never was. It is not allowed to
-    drop `reduce_precision`, which does nothing to a value that was rounded: the exponent keeps the bits of float32,
-    because with fewer the subnormal numbers of float16 would become zero.
+    A point in bfloat16 was rounded to it, but a compiler that drops the rounding would make the difference that of a
+    point that never was.
     """
-    if new.dtype.itemsize < 4:
-        exponent_bits, mantissa_bits = jnp.finfo(jnp.float32).nexp, jnp.finfo(new.dtype).nmant
-        return lax.reduce_precision(_wide(new), exponent_bits, mantissa_bits) - _wide(old)
-    return new - old
+    return _wide(trees.stored(_wide(new), new.dtype)) - _wide(old)
 
 
 def trajectory(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from lacuna.errors import TreeMismatch
@@ -158,9 +159,22 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
             return p
         wide = jnp.promote_types(p.dtype, jnp.float32)
         step = rounded(jnp.asarray(scale, wide) * rounded(d.astype(wide)))
-        return (p.astype(wide) + step).astype(p.dtype)
+        return stored(p.astype(wide) + step, p.dtype)
 
     return jax.tree.map(move, delta, params)
+
+
+def stored(x: Array, dtype: Any) -> Array:
+    """`x`, float32 or wider, rounded to a dtype, as a rounding that the compiler may not drop.
+
+    XLA on a GPU drops a rounding to 16 bits that is widened again at once (openxla/xla issue 41605), and the value
+    would be one that nobody can keep. It is not allowed to drop `reduce_precision`, which leaves nothing for the cast
+    to round but the subnormal numbers of float16: the exponent keeps the bits of float32, because with fewer these
+    would become zero.
+    """
+    if jnp.dtype(dtype).itemsize < 4:
+        x = lax.reduce_precision(x, jnp.finfo(jnp.float32).nexp, jnp.finfo(dtype).nmant)
+    return x.astype(dtype)
 
 
 def rounded(x: Array) -> Array:

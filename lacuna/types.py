@@ -38,8 +38,27 @@ Layer = int | Integer[Array, ""] | None
 Move = Callable[[str, Layer, Array], Array]
 """`move(leaf_name, layer, leaf)`: a leaf of the base point, or one layer of it, as a candidate has it."""
 
+
+class Factors(NamedTuple):
+    """Noise of a leaf as the two factors of it, `left right`; both with the layers in front where the leaf is stacked.
+
+    Attributes:
+      left: [*layers, m, r], m the leaf's first axis.
+      right: [*layers, r, ...], its other axes.
+    """
+
+    left: Float[Array, "..."]
+    right: Float[Array, "..."]
+
+
+Noise = PyTree[Array | Factors]
+"""A `Delta` some leaves of which are given by their factors."""
+
 PerturbedLoss = Callable[[Params, Move, Batch], Float[Array, ""]]
 """`perturbed_loss(params, move, batch) -> scalar`: the loss where `move` makes each leaf as it is used."""
+
+FactoredLoss = Callable[[Params, Noise, Float[Array, ""], Batch], Float[Array, ""]]
+"""`factored_loss(params, noise, scale, batch) -> scalar`: the loss at `params + scale * noise`."""
 
 Operator = Callable[[Delta], Delta]
 """A linear map from a tree to the same tree."""
@@ -56,6 +75,9 @@ class Objective(NamedTuple):
       perturbed_loss: `perturbed_loss(params, move, batch) -> scalar`, the same loss at the point whose every leaf
         (and every layer of a stacked leaf) is `move(leaf_name, layer, leaf)`. A model that runs layer by layer then
         holds the noise of one layer at a time. None: candidates are made whole.
+      factored_loss: `factored_loss(params, noise, scale, batch) -> scalar`, the same loss at `params + scale * noise`,
+        whose leaves are arrays or `Factors`. A model that takes factors beside its weights shares these between all
+        candidates. Used where the noise has factors; None: it is multiplied out.
       smooth: whether the loss has a gradient. One that counts right answers moves in steps: nothing is predicted of
         a search over it.
     """
@@ -63,4 +85,5 @@ class Objective(NamedTuple):
     loss: Loss
     predict: Callable[[Params, Batch], Any] | None = None
     perturbed_loss: PerturbedLoss | None = None
+    factored_loss: FactoredLoss | None = None
     smooth: bool = True

@@ -80,6 +80,22 @@ def test_axpy_has_the_same_bits_in_whatever_program_it_is_compiled(dtype):
     assert [oracles.bits(jax.tree.map(lambda x, i=i: x[i], mapped)) for i in range(2)] == expected
 
 
+@pytest.mark.parametrize(("dtype", "is_asked_for"), [("float32", False), ("bfloat16", True), ("float16", True)])
+def test_the_rounding_of_a_narrow_point_is_one_that_no_compiler_may_drop(dtype, is_asked_for):
+    """A CPU keeps the rounding anyway, so only the program can show that it was asked for."""
+    program = jax.jit(trees.axpy).lower(0.1, jnp.ones(3), jnp.ones(3, dtype))
+    assert ("stablehlo.reduce_precision" in program.as_text()) == is_asked_for
+
+
+def test_a_number_is_stored_as_numpy_rounds_it():
+    numbers = np.float32([1 / 3, 65504, 1e5, 3.0e-5, 6e-8, -0.0, np.inf, np.nan, 1e-40, 3.4e38])
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        with np.errstate(over="ignore"):
+            expected = numbers.astype(dtype)
+        found = jax.jit(trees.stored, static_argnums=1)(numbers, dtype)
+        np.testing.assert_array_equal(found.astype(jnp.float32), expected.astype(np.float32))
+
+
 def test_axpy_keeps_a_nan_and_leaves_the_point_alone():
     params = {"w": jnp.float32([1, 2, 3])}
     before = oracles.bits(params)

@@ -73,8 +73,8 @@ def task_basis(
 ) -> geometry.Basis:
     """The basis of a task at a point: a function of its arguments and of nothing else.
 
-    Memory beside the point: k x P float32 for `random`, (k + 3) x P for `krylov`, 2 k x P and a training step for
-    `prefix`, and for m batches m x P in the dtype of the point and 3 m x P float32 for `gradient`.
+    Memory at its highest, beside the point: about 2 k x P float32, and a training step for `prefix`; for `gradient`
+    of m batches m x P in the dtype of the point and 3 m x P float32. What comes back is k x P.
 
     Args:
       spec: what to make.

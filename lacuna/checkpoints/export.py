@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def export_hf(
       folder: made anew; refused if it is there and not empty.
       like: folder or hub id of the model that these parameters came from: what its config says besides the
         architecture (the ids of special tokens, say) is kept, and its tokenizer copied.
-      dtype: of the file; None keeps each leaf's.
+      dtype: of the file; None keeps that of the leaves, or where they differ the narrowest that holds all of them.
       max_shard_bytes: a larger model is spread over several files.
       ignore: fields of the config of `like` that are not to be looked at (see `spec_from_config`).
 
@@ -110,8 +110,7 @@ def export_hf(
     spec: CausalLMSpec = model.spec
     config, origin = _config(spec, like, ignore)
     tensors = _tensors(spec, config["model_type"], jax.tree.map(jnp.asarray, params), dtype)
-    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
-    config["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    config["torch_dtype"] = str(next(iter(tensors.values())).dtype)
     with whole_folder(folder, replace=False) as unfinished:
         _write_weights(unfinished, tensors, max_shard_bytes)
         (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -158,10 +157,11 @@ def _tensors(spec: CausalLMSpec, family: str, params: Params, dtype: Any) -> dic
     if {name: leaf.shape for name, leaf in leaves.items()} != {name: leaf.shape for name, leaf in like.items()}:
         odd = [n for n in {**like, **leaves} if n not in like or n not in leaves or leaves[n].shape != like[n].shape]
         raise InvalidInput("params must be of this model", got=f"other leaves at {told(odd)}")
+    dtypes = [floating(leaf.dtype if dtype is None else dtype) for leaf in leaves.values()]
+    stored = reduce(jnp.promote_types, dtypes)  # one for all: readers take it from the config, and mix none
     tensors = {}
     for leaf_name, rule in keymap.by_leaf(tied=spec.tied).items():
         leaf = leaves[leaf_name]
-        stored = floating(leaf.dtype if dtype is None else dtype)
         for layer, name in enumerate(rule.tensors(keymap.prefix, spec.num_layers)):
             tensors[name] = _Tensor(leaf, rule, layer, stored)
     return tensors

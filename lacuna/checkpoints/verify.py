@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from lacuna.checkpoints.hf import load_hf
 from lacuna.checkpoints.sources import find
 from lacuna.errors import InvalidInput, LacunaError
-from lacuna.models.causal_lm import head_kernel, stream
+from lacuna.models.causal_lm import head_kernel, logits_of, stream
 
 LIMIT = 2e-5
 """Largest difference allowed, over the largest value of that level: float32 in another order of summation."""
@@ -107,8 +107,7 @@ def verify_hf(
     @jax.jit
     def ours(params: Any) -> tuple[Any, Any, Any]:
         found = stream(model.spec, params, jnp.asarray(tokens), mask=jnp.asarray(mask), taps="all")
-        kernel = head_kernel(model.spec, params)
-        return found.resid, found.hidden, jnp.matmul(found.hidden, kernel, precision="highest")
+        return found.resid, found.hidden, logits_of(found.hidden, head_kernel(model.spec, params))
 
     with jax.default_matmul_precision("highest"):  # a GPU would take TF32 otherwise
         resid, hidden, logits = (np.asarray(x) for x in ours(params))

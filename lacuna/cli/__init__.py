@@ -1,4 +1,4 @@
-"""The command line: `lacuna sweep`, `report`, `plan`, `export` and `verify-hf`.
+"""The command line: `lacuna sweep`, `capture`, `report`, `plan`, `export` and `verify-hf`.
 
 A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
 `lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from lacuna.cli.capture import CaptureCommand, capture
 from lacuna.cli.export import ExportCommand, export
 from lacuna.cli.interrupt import leave_at_once, onwards
-from lacuna.cli.options import SEARCH_STEP as SEARCH_STEP
 from lacuna.cli.plan import PlanCommand, plan
 from lacuna.cli.report import ReportCommand, report
 from lacuna.cli.sweep import SweepCommand, sweep
@@ -25,6 +25,7 @@ from lacuna.errors import LacunaError
 
 Command = (
     Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
+    | Annotated[CaptureCommand, tyro.conf.subcommand("capture")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[ExportCommand, tyro.conf.subcommand("export")]
@@ -90,6 +91,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if isinstance(command, SweepCommand):
             sweep(command, console, again=lambda defaults: _parse(arguments, default=defaults))
+        elif isinstance(command, CaptureCommand):
+            capture(command, console)
         elif isinstance(command, VerifyCommand):
             return 0 if verify_hf(command, console) else DISAGREED
         elif isinstance(command, PlanCommand):

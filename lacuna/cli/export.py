@@ -1,7 +1,6 @@
 """`lacuna export`: a language model, or a candidate of a sweep, written anew."""
 
 import math
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from lacuna.cli.options import SEARCH_STEP, SweepOptions, check, known_options, prepare, start, with_family
+from lacuna.cli.export_candidate import export_candidate
 from lacuna.cli.tables import format_bytes
 from lacuna.errors import InvalidInput
 
@@ -20,7 +19,9 @@ class ExportCommand:
     """Write the weights of a sweep's winner, or a language model anew: in shards, or in another precision.
 
     Of a sweep's run folder: the candidate in the given place is made again from its integers, and its loss compared
-    with the recorded one before anything is written, as an Orbax checkpoint for lacuna.checkpoints.native.load.
+    with the recorded one before anything is written and after it was read again. A language model becomes a Hugging
+    Face folder, an adapter a folder of PEFT's, the synthetic model an Orbax checkpoint for
+    lacuna.checkpoints.native.load.
 
     Of a language model: reads safetensors, shards or flax_model.msgpack, and writes safetensors with config.json and
     the tokenizer's files, for transformers, vLLM and lacuna. With --adapter, a LoRA adapter that PEFT wrote is added
@@ -65,7 +66,15 @@ def export(command: ExportCommand, console: Console) -> None:
     if (Path(command.source) / "identity.json").exists():
         if command.adapter is not None:
             raise InvalidInput("an adapter is merged into a language model", got=f"{command.source}, a run of a sweep")
-        _export_candidate(command, Path(command.source), console)
+        export_candidate(
+            Path(command.source),
+            command.to,
+            console,
+            place=command.place,
+            cache=command.cache,
+            dtype=command.dtype,
+            max_shard_bytes=int(1e9 * command.max_shard_gb),
+        )
         return
     folder = find(command.source)
     told = partial(console.print, soft_wrap=True)
@@ -99,50 +108,3 @@ def _adapter(source: str, command: ExportCommand, folder: Path) -> Any:
     # A folder may have any name; an id is compared with the one in the adapter.
     base = None if folder == Path(command.source).expanduser() else command.source
     return load_adapter(source, model, base=base, ignore=command.ignore)
-
-
-def _export_candidate(command: ExportCommand, run: Path, console: Console) -> None:
-    """One of the best candidates of a sweep, after its loss came out as it was recorded."""
-    from lacuna.reports import records, rundir
-
-    config, identity = rundir.read_json(run / "config.json"), rundir.read_json(run / "identity.json")
-    if not (run / "records.jsonl").exists():
-        onwards = f"lacuna sweep --resume {shlex.quote(str(run))}"
-        raise InvalidInput(f"{run} must be a finished sweep", got="one that was interrupted", hint=onwards)
-    found = records.select(records.read(run / "records.jsonl"), "top_score")
-    if not 1 <= command.place <= len(found):
-        raise InvalidInput(f"place must be one of the {len(found)} in the report of {run}", got=command.place)
-    record = found[command.place - 1]
-    if "state" not in config:
-        raise InvalidInput(
-            f"{run} must be a run of `lacuna sweep`",
-            got="one around weights that this command does not know",
-            hint="lacuna.search.candidate(params, sweep, index, sigma, sign) makes them again",
-        )
-    options = SweepOptions(**known_options(config), cache=command.cache)
-    start(options)  # before anything touches a device
-
-    from lacuna import search, trees
-    from lacuna.checkpoints import native
-
-    setup = prepare(options, console)
-    if trees.content_digest(setup.params) != identity["params_sha256"]:
-        raise InvalidInput(
-            f"the weights that {run} was searched around must be there",
-            got="others, trained on another machine or by another version",
-            hint="the --cache folder of that run",
-        )
-    sweep = with_family(check(options), options, setup)
-    index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
-    winner = search.candidate(setup.params, sweep, int(index), float(sigma), int(sign))
-    batch = setup.task.train(SEARCH_STEP)
-    loss = float(search.score(setup.task.objective, winner, batch))
-    if not math.isclose(loss, record.value, rel_tol=1e-5):
-        raise InvalidInput(
-            f"candidate {index} of {run} must have its recorded loss {record.value:.9g}", got=f"{loss:.9g}"
-        )
-    place = {"run": str(run), "place": command.place, "index": index, "sigma": sigma, "sign": sign, "loss": loss}
-    native.save(command.to, winner, {"recipe": {**place, "seed": sweep.seed, "unit": sweep.unit}})
-    same = "bit for bit" if loss == record.value else "to rounding"
-    what = f"draw {index} at σ = {sigma:g}, sign {sign:+d}"
-    console.print(f"Wrote {what}, to {command.to}; its loss is {loss:.6g}, as recorded {same}.", soft_wrap=True)

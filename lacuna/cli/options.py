@@ -1,36 +1,67 @@
-"""What `lacuna sweep` and `lacuna plan` have in common: what is searched, how, and on which devices."""
+"""What `lacuna sweep` and `lacuna plan` have in common: the options of a search, and what they say of it."""
 
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from rich.console import Console
 
 from lacuna.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from lacuna.search import Family, Sweep
-    from lacuna.setups import Setup
-    from lacuna.types import Params
-
-SEARCH_STEP = 1_000_000
-"""Which training batch a sweep scores: one that no training here has seen."""
+    pass
 
 
 @dataclass(frozen=True)
 class SweepOptions:
     """What is searched, how, and on which devices."""
 
+    model: str | None = None
+    """Search around a language model: its folder, or its id on the hub (GPT-2, Llama, Qwen 1.5 to 3, OLMo, OLMo 2).
+    Default: around the synthetic transformer."""
+
+    task: str | None = None
+    """What is minimised. A digit task (sort, if nothing is said): copy, reverse, sort, add, running_sum, rotate,
+    complement, neighbour_sum, ... With --model also a .txt, .jsonl or .json file, or an id of datasets, with the
+    columns text; or prompt, choices and label; or prompt and answer or answers; or those of BoolQ or of CAA."""
+
     state: Literal["forgotten", "undertrained", "trained"] = "forgotten"
-    """Starting point: the synthetic transformer trained on all digit tasks and then made to forget the
+    """Without --model: the synthetic transformer trained on all digit tasks and then made to forget the
     task (forgotten), stopped early (undertrained), or trained to the end (trained)."""
 
-    task: str = "sort"
-    """Digit task whose loss is minimised: copy, reverse, sort, add, running_sum, rotate, complement,
-    neighbour_sum, ..."""
+    tokenizer: str | None = None
+    """With --model: folder or id of the tokenizer, if it is not the model's."""
+
+    objective: Literal["nats", "log_odds", "accuracy", "exact_match"] = "nats"
+    """With --model, what counts: nats of the text or the answer; of choices also log_odds of the right one or accuracy;
+    of short answers also exact_match by greedy decoding. The last two move in steps: nothing is predicted of them."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """With --model: of its matrices; norms and biases are float32. Default: float32."""
+
+    adapter: str | None = None
+    """With --model: search the factors of this LoRA adapter (folder, or id), or of a new one (`new`), instead of the
+    weights."""
+
+    adapter_rank: int = 8
+    """Of a new adapter."""
+
+    adapter_sites: str = "attention/(qkv|query|value)"
+    """Of a new adapter: a regular expression on the names of linear maps."""
+
+    split: str = "train"
+    """With --model: of a task that is a data set."""
+
+    length: int = 128
+    """With --model: tokens of a row of text."""
+
+    begin: str = ""
+    """With --model: text of a token that stands in front of every question, such as <s>."""
+
+    held_out_share: float = 0.25
+    """With --model: share of the task's rows that the search does not see, for the winners to be scored on again."""
+
+    ignore: tuple[str, ...] = ()
+    """With --model: fields of config.json that are not to be looked at, if you know that they change nothing."""
 
     num_candidates: int = 1024
     """N: independent draws of noise. Each is scored at every sigma and sign."""
@@ -47,6 +78,13 @@ class SweepOptions:
 
     rank: int = 1
     """Of low-rank noise."""
+
+    basis: Literal["random", "gradient", "krylov", "prefix"] | None = None
+    """Search a subspace: a random one, that of the gradients of rows beside those that are scored, the Krylov space of
+    their Hessian, or the span of the first updates of a training on them."""
+
+    basis_rank: int = 16
+    """Dimensions of that subspace. Each takes the memory of the weights in float32."""
 
     scales: tuple[str, ...] = ()
     """Scales of leaves by regular expression on their names, PATTERN=NUMBER, the first that matches; a leaf that
@@ -77,8 +115,13 @@ class SweepOptions:
     width: int = 1
     """Candidates evaluated side by side on a device. 1 is best on a CPU; try 8 to 64 on a GPU or TPU."""
 
+    layerwise: bool = False
+    """With --model: make a candidate's weights layer by layer inside the forward pass, in the memory of one layer and
+    not of one model. Noise is then drawn anew for every sigma and sign."""
+
     probes: int = 64
-    """Hessian products for the estimate of the curvature's trace."""
+    """Hessian products for the estimate of the curvature's trace; 0 leaves the prediction out, which takes the memory
+    of several gradients."""
 
     mesh: tuple[int, int] | None = None
     """Devices on the axes `candidates` (side by side) and `model` (that each candidate is split over); their product
@@ -116,52 +159,6 @@ def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dic
     return known
 
 
-def check(options: SweepOptions) -> "Sweep":
-    """What to evaluate. What can be wrong with the options of the search is found here, before any training."""
-    from lacuna import search
-
-    for name, least in (("batch_size", 1), ("probes", 2), ("rank", 1)):
-        if getattr(options, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(options, name))
-    if options.relative and options.scales:
-        raise InvalidInput("relative scales every leaf by its size", got="scales, too", hint="one of the two")
-    if options.scales:
-        search.scaled(search.gaussian(), _scales(options))
-    names = ("num_candidates", "seed", "antithetic", "top_k", "chunk", "width", "unit")
-    return search.Sweep(search.gaussian(), options.sigmas, **{name: getattr(options, name) for name in names})
-
-
-def with_family(sweep: "Sweep", options: SweepOptions, setup: "Setup") -> "Sweep":
-    """The sweep with the noise that the options ask for, on the model of the setup."""
-    from lacuna import search
-
-    stacked = setup.model.stacked
-    family: Family
-    if options.noise == "gaussian":
-        family = search.gaussian(stacked=stacked)
-    elif options.noise == "rademacher":
-        family = search.rademacher(stacked=stacked)
-    else:
-        family = search.low_rank(options.rank, stacked=stacked)
-    if options.relative:
-        family = search.scaled(family, search.relative_scales(setup.params, stacked=stacked))
-    elif options.scales:
-        family = search.scaled(family, _scales(options))
-    family.check(setup.params)
-    return replace(sweep, family=family)
-
-
-def _scales(options: SweepOptions) -> dict[str, float]:
-    found = {}
-    for text in options.scales:
-        pattern, _, number = text.rpartition("=")
-        try:
-            found[pattern] = float(number)
-        except ValueError as fault:
-            raise InvalidInput("scales are PATTERN=NUMBER", got=f"`{text}`", hint="'layers/.*=1'") from fault
-    return found
-
-
 def start(options: SweepOptions) -> None:
     """Say to JAX what must be said before anything touches a device."""
     from lacuna import meshes
@@ -179,60 +176,6 @@ def keep_programs(options: SweepOptions) -> None:
         folder = options.compilation_cache.expanduser()
         rundir.check_folder(folder)
         meshes.keep_compiled(folder)
-
-
-def mesh_of(options: SweepOptions) -> "Mesh":
-    """The mesh that the options ask for, over the devices of all hosts."""
-    import jax
-
-    from lacuna import meshes
-
-    if options.mesh is None:
-        return meshes.candidate_mesh()
-    candidates, model = options.mesh
-    num_devices = jax.device_count()
-    if min(candidates, model) < 1 or candidates * model != num_devices:
-        raise InvalidInput(
-            f"mesh must be two numbers whose product is the number of devices, {num_devices}",
-            got=f"{candidates} {model}",
-            hint=f"--mesh {num_devices} 1",
-        )
-    return meshes.model_mesh(model)
-
-
-def prepare(options: SweepOptions, console: Console) -> "Setup":
-    """The starting point, with a progress line for each training that has to be run."""
-    from contextlib import ExitStack
-
-    from lacuna import setups
-    from lacuna.reports.progress import Advance, progress
-
-    with ExitStack() as stack:
-        shown: dict[str, Advance] = {}
-
-        def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
-            if stage not in shown:
-                stack.close()  # the stage before is over
-                shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
-            shown[stage](step, num_steps, f"loss {loss:.3f}")
-
-        config = setups.SetupConfig(state=options.state, task=options.task, seed=options.setup_seed)
-        return setups.prepare(
-            config,
-            eval_batch_size=options.batch_size,
-            cache=options.cache,
-            advance=advance,
-            notice=lambda sentence: console.print(sentence, style="yellow", soft_wrap=True),
-        )
-
-
-def placed(options: SweepOptions, params: "Params", mesh: "Mesh") -> "Params":
-    """The parameters on the mesh, if it has a second axis that splits them."""
-    if options.mesh is None or options.mesh[1] == 1:
-        return params
-    from lacuna.models import sharding
-
-    return sharding.place(params, mesh)
 
 
 def command_line(command: str, options: SweepOptions, kind: type) -> str:

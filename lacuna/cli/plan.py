@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from lacuna.cli import options as sweep_options
-from lacuna.cli.options import SEARCH_STEP, SweepOptions
+from lacuna.cli import points
+from lacuna.cli.options import SweepOptions
 from lacuna.cli.tables import format_bytes, plain_table
 from lacuna.errors import InvalidInput
 
@@ -19,32 +20,23 @@ TRIAL_S = 2.0
 class PlanCommand(SweepOptions):
     """What a sweep takes before it runs: operations, memory, candidates a second and time, by a trial of seconds.
 
-    Takes the options of `lacuna sweep`. With --model: the bytes that a language model needs on each device of a mesh,
-    from its config and headers; no weight is read, neither the devices nor the weights need be there, and activations
-    come on top.
+    Takes the options of `lacuna sweep`. With --model and no --task: the bytes that a language model needs on each
+    device of a mesh, from its config and headers, in the dtype of its files if none is given; no weight is read or
+    fetched, neither the devices nor the weights need be there, and activations come on top.
     """
-
-    model: str | None = None
-    """Model folder, or an id on the hub such as Qwen/Qwen2.5-7B, of which the settings alone are fetched."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """With --model: of the parameters. Default: that of the files, or of the config."""
 
     device_gb: float | None = None
     """Memory of a device in 10^9 bytes. Default: that of the accelerator that is here, if there is one."""
 
     leaves: bool = False
-    """With --model: list every leaf and how it is split."""
-
-    ignore: tuple[str, ...] = ()
-    """With --model: fields of config.json that are not to be looked at, if you know that they change nothing."""
+    """With --model and no --task: list every leaf and how it is split."""
 
 
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
     if command.device_gb is not None and not command.device_gb > 0:
         raise InvalidInput("device_gb must be positive", got=command.device_gb)
-    if command.model is None:
+    if command.model is None or command.task is not None:
         _plan_sweep(command, console)
     else:
         _plan_model(command, command.model, console)
@@ -52,18 +44,15 @@ def plan(command: PlanCommand, console: Console) -> None:
 
 def _plan_sweep(command: PlanCommand, console: Console) -> None:
     sweep_options.start(command)  # before anything touches a device
-    settings = sweep_options.check(command)
+    mesh = points.mesh_of(command)
+    settings = points.check(command, mesh)
 
     from lacuna import search
 
-    mesh = sweep_options.mesh_of(command)
-    setup = sweep_options.prepare(command, console)
-    settings = sweep_options.with_family(settings, command, setup)
-    params = sweep_options.placed(command, setup.params, mesh)
+    setup = points.prepare(command, mesh, console)
+    settings = points.with_family(settings, command, setup)
     console.print(f"Compiling, and trying it for {TRIAL_S:g} s on {mesh.size} device(s) ...")
-    found = search.plan_sweep(
-        setup.task.objective, params, setup.task.train(SEARCH_STEP), settings, mesh=mesh, trial_s=TRIAL_S
-    )
+    found = search.plan_sweep(setup.task.objective, setup.params, setup.batch, settings, mesh=mesh, trial_s=TRIAL_S)
     table = plain_table("a sweep of", f"{settings.num_candidates:,} draws")
     on_device = found.params_bytes + found.data_bytes + found.working_bytes
     for what, number in {

@@ -10,7 +10,7 @@ from rich.console import Console
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Redraw the figures and report.md of a run from its records."""
+    """Redraw the figures and report.md of a sweep or a capture from its records."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
@@ -21,6 +21,14 @@ class ReportCommand:
 
 def report(command: ReportCommand, console: Console) -> None:
     """Run `lacuna report`."""
-    from lacuna.reports import sweep_report
+    from lacuna.reports import capture_report, sweep_report
 
-    console.print(f"Report: {sweep_report.write_report(command.run, command.to)}", soft_wrap=True)
+    write = capture_report.write_report if _is_capture(command.run) else sweep_report.write_report
+    console.print(f"Report: {write(command.run, command.to)}", soft_wrap=True)
+
+
+def _is_capture(run: Path) -> bool:
+    from lacuna.reports import capture_report, rundir
+
+    config = run / "config.json"
+    return config.exists() and rundir.read_json(config).get("experiment") == capture_report.EXPERIMENT

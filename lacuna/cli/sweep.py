@@ -1,5 +1,6 @@
 """`lacuna sweep`: a search around a trained model, from the training to the report."""
 
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,22 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from lacuna.cli import options as sweep_options
+from lacuna.cli import points
 from lacuna.cli.interrupt import say_on_interrupt
-from lacuna.cli.options import SEARCH_STEP, SweepOptions
+from lacuna.cli.options import SweepOptions
 from lacuna.cli.tables import plain_table
 from lacuna.errors import InvalidInput, LacunaError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from lacuna.cli.points import Point
     from lacuna.reports.records import Record
     from lacuna.reports.sweep_outcome import SigmaRow
     from lacuna.search import Sweep, SweepResult
-    from lacuna.setups import Setup
-    from lacuna.types import Batch, Params
-
-HELD_OUT_BATCHES = 8
-"""Batches that the winners are scored on again: as many as give an interval for what is left of the gain."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +82,24 @@ def sweep(
         config = hosts.agree(lambda: _config_of_run(command))
         command = again(replace(command, **sweep_options.known_options(config, but=frozenset())))
         sweep_options.keep_programs(command)
-    settings = sweep_options.check(command)
+    mesh = points.mesh_of(command)
+    settings = points.check(command, mesh)
     hosts.agree(lambda: _check_folder(command))
-    mesh = sweep_options.mesh_of(command)
 
     from lacuna import search
     from lacuna.reports import sweep_outcome
 
-    setup = _prepare_everywhere(command, console)
-    setup = setup._replace(params=sweep_options.placed(command, setup.params, mesh))
-    settings = sweep_options.with_family(settings, command, setup)
-    objective, batch = setup.task.objective, setup.task.train(SEARCH_STEP)
-    held_out = [setup.task.held_out(step) for step in range(HELD_OUT_BATCHES)]
+    setup = points.prepare(command, mesh, console)
+    settings = points.with_family(settings, command, setup)
+    objective, batch, held_out = setup.task.objective, setup.batch, setup.held_out
     out = Path(hosts.agree(lambda: str(_folder(command))))
     config = _config(command)
     onwards = f"lacuna sweep --resume {shlex.quote(str(out))} goes on from there"
     say_on_interrupt(f": what was scored is in {out}; {onwards}", where=out / "scores.log")
     try:
         result = _search(console, setup, settings, mesh, out, config)
-        console.print("Measuring gradient and curvature at the base point, scoring the winners on held-out rows ...")
+        measuring = "measuring gradient and curvature at the base point, " * (command.probes > 0 and objective.smooth)
+        console.print(f"{measuring}scoring the winners on held-out rows ...".capitalize())
         written, found = search.report_run(
             out,
             result,
@@ -110,7 +107,7 @@ def sweep(
             setup.params,
             batch,
             held_out=held_out,
-            records=_metric_records(result, setup, held_out),
+            records=_metric_records(result, setup),
             config=config,
             num_probes=command.probes,
         )
@@ -196,29 +193,12 @@ def _options(command: SweepCommand) -> dict[str, Any]:
 
 def _config(command: SweepCommand) -> dict[str, Any]:
     """What the run folder says of the command."""
-    title = f"{command.state} synthetic transformer, task `{command.task}`"
-    return {"title": title, "command": sweep_options.command_line("sweep", command, SweepOptions), **_options(command)}
-
-
-def _prepare_everywhere(command: SweepCommand, console: Console) -> "Setup":
-    """The starting point on every host: the first one loads or trains it, the others are told."""
-    import jax
-
-    from lacuna import hosts, setups
-
-    if jax.process_count() == 1:
-        return sweep_options.prepare(command, console)
-    ready: list[Setup] = []
-    hosts.agree(lambda: ready.append(sweep_options.prepare(command, console)))
-    if not ready:
-        config = setups.SetupConfig(state=command.state, task=command.task, seed=command.setup_seed)
-        ready.append(setups.untrained(config, eval_batch_size=command.batch_size))
-    params: Params = jax.tree.map(lambda leaf: jax.numpy.asarray(hosts.share(jax.device_get(leaf))), ready[0].params)
-    return ready[0]._replace(params=params)
+    asked = sweep_options.command_line("sweep", command, SweepOptions)
+    return {"title": points.title(command), "command": asked, **_options(command)}
 
 
 def _search(
-    console: Console, setup: "Setup", settings: "Sweep", mesh: "Mesh", out: Path, config: dict[str, Any]
+    console: Console, setup: "Point", settings: "Sweep", mesh: "Mesh", out: Path, config: dict[str, Any]
 ) -> "SweepResult":
     """The search itself, with its progress."""
     from lacuna import meshes, search
@@ -238,7 +218,7 @@ def _search(
         return search.run_sweep(
             setup.task.objective,
             setup.params,
-            setup.task.train(SEARCH_STEP),
+            setup.batch,
             settings,
             mesh=mesh,
             out=out,
@@ -249,7 +229,7 @@ def _search(
         )
 
 
-def _metric_records(result: "SweepResult", setup: "Setup", held_out: "list[Batch]") -> "list[Record]":
+def _metric_records(result: "SweepResult", setup: "Point") -> "list[Record]":
     """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size."""
     import jax
 
@@ -263,7 +243,7 @@ def _metric_records(result: "SweepResult", setup: "Setup", held_out: "list[Batch
     metric = jax.jit(setup.task.metric)
     found = []
     for point, params in points.items():
-        of_batch = [jax.device_get(metric(params, rows)) for rows in held_out]
+        of_batch = [jax.device_get(metric(params, rows)) for rows in setup.held_out]
         for name in of_batch[0]:
             mean = sum(float(one[name]) for one in of_batch) / len(of_batch)
             found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
@@ -276,11 +256,16 @@ def _table(rows: "list[SigmaRow]") -> Table:
     for row in rows:
         table.add_row(
             f"{row.sigma:g}",
-            f"{row.f1_share:.3f}",
-            f"{row.predicted:.3g}",
-            f"{row.low:.3g}–{row.high:.3g}",
-            f"{row.asymptotic:.3g}",
-            f"{row.measured:.3g}",
+            _number(row.f1_share, ".3f"),
+            _number(row.predicted),
+            "" if math.isnan(row.low) else f"{row.low:.3g}–{row.high:.3g}",
+            _number(row.asymptotic),
+            _number(row.measured),
             row.verdict,
         )
     return table
+
+
+def _number(x: float, spec: str = ".3g") -> str:
+    """`x` by a format specification, or nothing where there is no number."""
+    return "" if math.isnan(x) else format(x, spec)

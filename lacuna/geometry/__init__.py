@@ -25,6 +25,7 @@ from lacuna.geometry.krylov import KrylovInfo as KrylovInfo
 from lacuna.geometry.krylov import krylov as krylov
 from lacuna.geometry.random_basis import BlockBasis as BlockBasis
 from lacuna.geometry.random_basis import BlockCapture as BlockCapture
+from lacuna.geometry.random_basis import Blocks as Blocks
 from lacuna.geometry.random_basis import block_capture as block_capture
 from lacuna.geometry.random_basis import block_orthonormalise as block_orthonormalise
 from lacuna.geometry.random_basis import random_basis as random_basis
@@ -35,6 +36,9 @@ from lacuna.geometry.spectrum import Spectrum as Spectrum
 from lacuna.geometry.spectrum import spectrum as spectrum
 from lacuna.geometry.spectrum import spectrum_of as spectrum_of
 from lacuna.geometry.status import Status as Status
+from lacuna.geometry.streamed import Grams as Grams
+from lacuna.geometry.streamed import sketched_gram as sketched_gram
+from lacuna.geometry.streamed import streamed_gram as streamed_gram
 from lacuna.geometry.trajectory import extrapolate as extrapolate
 from lacuna.geometry.trajectory import prefix_captures as prefix_captures
 from lacuna.geometry.trajectory import remainder_captures as remainder_captures

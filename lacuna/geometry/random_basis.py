@@ -144,6 +144,20 @@ def random_block_basis(
     return _block_orthonormalise(rows, stacked=_stacked_names(like, stacked), method="random_blocks")
 
 
+class Blocks(NamedTuple):
+    """The part of each block of a vector in its own subspace; trees of float32[] for a leaf, [L] for a stacked one.
+
+    Attributes:
+      share: `w_b = |d_b|^2 / |d|^2`: where the vector has its mass.
+      mass: `|Q_b d_b|^2 / |d_b|^2`; 0 where the vector is zero in a block.
+      random_mass: `k_b / P_b`.
+    """
+
+    share: PyTree[Float[Array, "..."]]
+    mass: PyTree[Float[Array, "..."]]
+    random_mass: PyTree[Float[Array, "..."]]
+
+
 class BlockCapture(NamedTuple):
     """The part of a vector in one subspace for each block.
 
@@ -153,12 +167,14 @@ class BlockCapture(NamedTuple):
         `w_b = |d_b|^2 / |d|^2`: not k / P, for it depends on where the vector has its mass.
       rank: the sum of all blocks' ranks, int32[].
       status: ZERO or NOT_FINITE for the vector, int32[].
+      blocks: the same block by block: `mass = sum_b share_b mass_b`.
     """
 
     mass: Float[Array, ""]
     random_mass: Float[Array, ""]
     rank: Int[Array, ""]
     status: Int[Array, ""]
+    blocks: Blocks
 
 
 @kernel()
@@ -176,17 +192,25 @@ def block_capture(basis: BlockBasis, delta: Delta) -> BlockCapture:
     ):
         layer_axes = 1 if name in basis.stacked else 0
         within = tuple(range(1 + layer_axes, r.ndim))
-        inside.append(jnp.sum(jnp.square(jnp.sum(r.astype(jnp.float32) * d, axis=within))))
-        weight = jnp.sum(jnp.square(d), axis=tuple(range(layer_axes, d.ndim)))
-        size = max(1, d.size // max(1, rank.size))
-        weights.append(jnp.sum(weight))
-        levels.append(jnp.sum(weight * rank / size))
-    total = ops.pairwise_sum(weights)
-    some = total > 0
-    safe = jnp.where(some, total, 1.0)
-    mass, level = (jnp.where(some, ops.pairwise_sum(parts) / safe, 0.0) for parts in (inside, levels))
+        inside.append(jnp.sum(jnp.square(jnp.sum(r.astype(jnp.float32) * d, axis=within)), axis=0))
+        weights.append(jnp.sum(jnp.square(d), axis=tuple(range(layer_axes, d.ndim))))
+        levels.append(rank / max(1, d.size // max(1, rank.size)))
+    total = ops.pairwise_sum([jnp.sum(weight) for weight in weights])
+    mass, level = (
+        _over(ops.pairwise_sum([jnp.sum(part) for part in parts]), total)
+        for parts in (inside, [w * level for w, level in zip(weights, levels, strict=True)])
+    )
     finite = jnp.isfinite(total + mass) & ((basis.status & Status.NOT_FINITE) == 0)
     status = flag(Status.ZERO, total == 0) | flag(Status.NOT_FINITE, ~finite)
     rank = ops.pairwise_sum([jnp.sum(rank) for rank in jax.tree.leaves(basis.ranks)])
-    mass, level = (jnp.where(finite, share, jnp.nan) for share in (jnp.minimum(mass, 1.0), level))
-    return BlockCapture(mass, level, rank, status)
+    masses = [jnp.minimum(_over(i, w), 1.0) for i, w in zip(inside, weights, strict=True)]
+    blocks = Blocks(*map(jax.tree.structure(small).unflatten, ([_over(w, total) for w in weights], masses, levels)))
+    mass, level, blocks = jax.tree.map(
+        lambda share: jnp.where(finite, share, jnp.nan), (jnp.minimum(mass, 1.0), level, blocks)
+    )
+    return BlockCapture(mass, level, rank, status, blocks)
+
+
+def _over(part: Array, whole: Array) -> Array:
+    """`part / whole`, 0 where there is nothing to divide by."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)

@@ -49,10 +49,13 @@ class Sketch:
 
 @partial(jax.jit, static_argnums=2)
 def _sketch(key: Key, delta: Delta, size: int) -> Float[Array, "size"]:
-    def of_leaf(name: str, x: Array) -> Float[Array, "size"]:
-        bits = jax.random.bits(keys.leaf(key, name), x.shape, jnp.uint32)
-        x = x.astype(jnp.float32)
-        signed = jnp.where(bits & 1, x, -x)
-        return jnp.zeros(size).at[(bits >> 1) % size].add(signed)
+    parts = trees.map_named(lambda name, x: of_array(keys.leaf(key, name), x, size), delta)
+    return ops.pairwise_sum(jax.tree.leaves(parts))
 
-    return ops.pairwise_sum(jax.tree.leaves(trees.map_named(of_leaf, delta)))
+
+def of_array(key: Key, x: Float[Array, "..."], size: int) -> Float[Array, "size"]:
+    """The sketch of one array, whose map this key makes; float32."""
+    bits = jax.random.bits(key, x.shape, jnp.uint32)
+    x = x.astype(jnp.float32)
+    signed = jnp.where(bits & 1, x, -x)
+    return jnp.zeros(size).at[(bits >> 1) % size].add(signed)

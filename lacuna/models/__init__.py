@@ -12,6 +12,12 @@ from lacuna.models.lora import merged as merged
 from lacuna.models.lora import over_adapter as over_adapter
 from lacuna.models.model import Model as Model
 from lacuna.models.model import Output as Output
+from lacuna.models.moved import Moved as Moved
+from lacuna.models.moved import PlusLowRank as PlusLowRank
+from lacuna.models.moved import beside as beside
+from lacuna.models.moved import layer_by_layer as layer_by_layer
+from lacuna.models.moved import searchable as searchable
+from lacuna.models.precision import narrowed as narrowed
 from lacuna.models.scoring import choice_logits as choice_logits
 from lacuna.models.scoring import logits_at as logits_at
 from lacuna.models.scoring import nats_at as nats_at

@@ -5,7 +5,6 @@ axis, so that what people do to a layer (rewrite its weights, add to its stream,
 argument of the scan and not a wrapper around a module: it can be jitted, vmapped and differentiated.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,15 +18,13 @@ from lacuna.errors import InvalidInput
 from lacuna.models.block import Around, Block, CausalLMSpec, Norm
 from lacuna.models.lora import Lora
 from lacuna.models.model import Model, Output
+from lacuna.models.moved import LayerMap, Matrix, Moved, looked_up, matrices_of, product, weights_of
 from lacuna.models.residual import checked_steer, checked_taps, tap
 from lacuna.types import Key, Params
 
 Remat = Literal["none", "block", "dots"]
 Mask = Bool[Array, "B T"] | Int[Array, "B T"]
 """True, or not 0, where there is a token."""
-
-LayerMap = Callable[[Int[Array, ""], Params], Params]
-"""`layer_map(layer, weights) -> weights`, called inside the scan: one layer's new weights exist at a time."""
 
 
 class Cache(NamedTuple):
@@ -88,12 +85,16 @@ def stream(
 ) -> Stream:
     """The residual stream from the embedding to the final norm; options as for `apply` of `causal_lm`.
 
+    The parameters may be those of a candidate, as `lacuna.models.moved` makes them.
+
     With a `cache` the tokens are those that come next, and `mask` is over all of its T slots.
     """
     if remat not in get_args(Remat):
         raise InvalidInput(f"remat must be one of {', '.join(get_args(Remat))}", got=f"`{remat}`")
+    if isinstance(params, Moved):
+        params, layer_map = params.params, params.then(layer_map)
     if lora is not None:
-        lora.check_sites(params["layers"])
+        lora.check_sites(matrices_of(params["layers"]))
     tapped, at = checked_taps(taps, tokens.shape[0])
     # Compiled once for each shape, so that a call outside of a `jit` is fast, too. A `layer_map` is the caller's
     # function, often a new one for each call and full of traced values: the caller compiles it with the rest.
@@ -212,20 +213,16 @@ def _embedded(
     return x, (jnp.cos(angle_rad), jnp.sin(angle_rad))
 
 
-def looked_up(table: Float[Array, "n D"], index: Int[Array, "*pos"]) -> Float[Array, "*pos D"]:
-    """Rows of a table; NaN where there is no such row, for the nearest one would pass for an answer."""
-    return jnp.where((index >= 0)[..., None], jnp.take(table, index, axis=0, mode="fill"), jnp.nan)
-
-
-def head_kernel(spec: CausalLMSpec, params: Params) -> Float[Array, "D V"]:
-    """What turns the hidden stream into logits: the embedding's transpose where they are tied."""
+def head_kernel(spec: CausalLMSpec, params: Params) -> Matrix:
+    """What turns the hidden stream into logits, [D, V]: the embedding's transpose where they are tied."""
+    params = weights_of(params)
     return params["embedding"].T if spec.tied else params["head"]["kernel"]
 
 
-def logits_of(hidden: Float[Array, "*pos D"], kernel: Float[Array, "D V"]) -> Float[Array, "*pos V"]:
+def logits_of(hidden: Float[Array, "*pos D"], kernel: Matrix) -> Float[Array, "*pos V"]:
     """float32 logits, or wider where the stream is."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.matmul(hidden, kernel, preferred_element_type=wide)
+    return product(hidden, kernel, dtype=wide)
 
 
 @cache

@@ -1,6 +1,5 @@
 """Greedy decoding with a cache of keys and values, in one compiled loop."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,10 +20,10 @@ from lacuna.models.causal_lm import (
 )
 from lacuna.models.lora import Lora
 from lacuna.models.model import Model
+from lacuna.models.moved import Moved, weights_of
 from lacuna.types import Params
 
 
-@partial(jax.jit, static_argnames=("model", "num_tokens", "end"))
 def greedy(
     model: Model,
     params: Params,
@@ -40,7 +39,7 @@ def greedy(
 
     Args:
       model: of `causal_lm`.
-      params: its parameters.
+      params: its parameters. Of a candidate whose layers are moved as they are used, each token moves them anew.
       tokens: prompts; rows of different lengths are padded, on either side.
       num_tokens: how many to add.
       mask: False where there is padding.
@@ -51,6 +50,22 @@ def greedy(
     Raises:
       InvalidInput: more tokens than the model has positions, or a mask, an adapter or a steer that does not fit.
     """
+    # As in `stream`: who makes the layers as they are used compiles this with the rest.
+    run = _greedy if isinstance(params, Moved) else _compiled
+    return run(model, params, tokens, mask, lora, steer, num_tokens=num_tokens, end=end)
+
+
+def _greedy(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    mask: Mask | None,
+    lora: Lora | None,
+    steer: Float[Array, "levels ..."] | None,
+    *,
+    num_tokens: int,
+    end: int | None,
+) -> Int[Array, "B num_tokens"]:
     num_rows, length = tokens.shape
     room = length + num_tokens - 1  # nobody reads what follows the last token
     if num_tokens < 1:
@@ -80,6 +95,9 @@ def greedy(
             new = jnp.where(ended, end, new)
         return (new, ended, cache), new
 
-    first, cache = advance(tokens, empty_cache(model.spec, num_rows, room, params["embedding"].dtype))
+    first, cache = advance(tokens, empty_cache(model.spec, num_rows, room, weights_of(params)["embedding"].dtype))
     _, found = lax.scan(step, (first, jnp.zeros(num_rows, bool), cache), None, length=num_tokens - 1)
     return jnp.concatenate([first[None], found]).T
+
+
+_compiled = jax.jit(_greedy, static_argnames=("model", "num_tokens", "end"))

@@ -236,7 +236,7 @@ def over_adapter(function: Callable[..., Any], model: Model, params: Params, spe
       spec: of the adapter.
 
     Returns:
-      `f(factors, tokens, **options)`.
+      `f(factors, tokens, ..., **options)`.
     """
     return Partial(_OverAdapter(function, model, spec), params)
 
@@ -249,8 +249,8 @@ class _OverAdapter:
     model: Model
     spec: LoraSpec
 
-    def __call__(self, params: Params, factors: Params, tokens: Any, **options: Any) -> Any:
-        return self.function(self.model, params, tokens, lora=self.spec.bind(factors), **options)
+    def __call__(self, params: Params, factors: Params, *tokens: Any, **options: Any) -> Any:
+        return self.function(self.model, params, *tokens, lora=self.spec.bind(factors), **options)
 
 
 def merged(params: Params, lora: Lora) -> Params:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import InvalidInput
 from lacuna.models.block import CausalLMSpec
-from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, looked_up, stream
+from lacuna.models.causal_lm import Mask, head_kernel, last_positions, logits_of, stream
 from lacuna.models.model import Model
+from lacuna.models.moved import looked_up, weights_of
 from lacuna.types import Params
 
 
@@ -165,7 +166,8 @@ def choice_logits(
     """
     hidden = stream(model.spec, params, tokens, mask=mask, **options).hidden
     last = jnp.take_along_axis(hidden, last_positions(mask, tokens.shape)[:, None, None], axis=1)[:, 0]
-    rows = params["embedding"] if model.spec.tied else params["head"]["kernel"].T
+    weights = weights_of(params)
+    rows = weights["embedding"] if model.spec.tied else weights["head"]["kernel"].T
     return logits_of(last, looked_up(rows, choices).T)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lacuna.reports.records import Place, Record, select, value
+from lacuna.reports.sweep_outcome import moves_in_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def sweep_figures(records: Sequence[Record]) -> dict[str, "Figure"]:
 
     with mpl.rc_context(STYLE):
         figures = {"gain_by_sigma": gain_by_sigma(records), "best_of_n": best_of_n(records)}
-        if select(records, "f1_share"):
+        if select(records, "f1_share") and not moves_in_steps(records):
             figures["linear_regime"] = linear_regime(records)
     return figures
 
@@ -57,13 +58,16 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         _, high = _curve(records, "predicted_high", "n", sigma=sigma, sign=sign)
         _, predicted = _curve(records, "predicted_gain", "n", sigma=sigma, sign=sign)
         _, asymptote = _curve(records, "asymptotic_gain", "n", sigma=sigma, sign=sign)
-        panel.fill_between(n, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
-        panel.plot(n, predicted, color=PREDICTED, label="predicted, second order")
-        panel.plot(n, asymptote, color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
+        if not math.isnan(value(records, "slope")):
+            panel.fill_between(n, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
+            panel.plot(n, predicted, color=PREDICTED, label="predicted, second order")
+            panel.plot(n, asymptote, color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
         panel.plot(n, measured, color=MEASURED, marker="o", ms=3, label="measured, mean over subsets")
         panel.set_xscale("log", base=2)
         _fit_to(panel, measured, predicted, low, high)
         share = value(records, "f1_share", sigma=sigma)
+        if moves_in_steps(records):
+            share = math.nan
         regime = "" if math.isnan(share) else f",  F1 share {share:.2f}"
         panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black", loc="left")
     for panel in list(axes.flat)[len(sigmas) :]:
@@ -83,9 +87,10 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
     """
     num_candidates = int(value(records, "num_candidates"))
     sigmas, measured = _curve(records, "measured_gain", "sigma", sign=_sign(records), n=num_candidates)
-    figure, axes = _subplots(1, 2, width=9.2, height=4.0)
     slope = value(records, "slope")
-    for panel, normalised in zip(axes[0], (False, True), strict=True):
+    ways = (False,) if math.isnan(slope) else (False, True)
+    figure, axes = _subplots(1, len(ways), width=4.6 * len(ways), height=4.0)
+    for panel, normalised in zip(axes[0], ways, strict=True):
 
         def draw(quantity: str, normalised: bool = normalised) -> tuple[np.ndarray, np.ndarray]:
             grid, gains = _curve(records, f"{quantity}_by_sigma", "sigma")
@@ -95,10 +100,11 @@ def gain_by_sigma(records: Sequence[Record]) -> "Figure":
         high, predicted = draw("predicted_high")[1], draw("predicted_gain")[1]
         dots = measured / (slope * sigmas) if normalised else measured
         panel.axhline(0, color="black", lw=0.6)
-        panel.fill_between(grid, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
-        panel.plot(grid, predicted, color=PREDICTED, label="predicted, second order")
-        panel.plot(*draw("first_order_gain"), color=PREDICTED, ls=":", label="predicted, first order")
-        panel.plot(*draw("asymptotic_gain"), color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
+        if not math.isnan(slope):
+            panel.fill_between(grid, low, high, color=PREDICTED, alpha=0.18, lw=0, label=_band_label(records))
+            panel.plot(grid, predicted, color=PREDICTED, label="predicted, second order")
+            panel.plot(*draw("first_order_gain"), color=PREDICTED, ls=":", label="predicted, first order")
+            panel.plot(*draw("asymptotic_gain"), color=ASYMPTOTE, ls="--", label=_asymptote_label(records))
         panel.plot(sigmas, dots, color=MEASURED, marker="o", ms=5, lw=0, label="measured")
         searched = grid <= sigmas[-1] * 1.05
         _fit_to(panel, dots, high[searched], predicted[searched & (predicted > 0)])
@@ -182,7 +188,7 @@ def _fit_to(panel: "Axes", measured: np.ndarray, *others: np.ndarray) -> None:
     span = max(np.ptp(np.append(finite, 0.0)), 1e-12)
     near = [o[np.isfinite(o) & (o > finite.min() - span) & (o < finite.max() + span)] for o in others]
     shown = np.concatenate([finite, [0.0], *near])
-    margin = 0.08 * np.ptp(shown)
+    margin = 0.08 * (np.ptp(shown) or 1.0)
     panel.set_ylim(shown.min() - margin, shown.max() + margin)
 
 

@@ -109,8 +109,17 @@ def level(records: Sequence[Record]) -> str:
     return f"{100 * value(records, 'band_level'):g} %"
 
 
+def moves_in_steps(records: Sequence[Record]) -> bool:
+    """Whether the loss counts right answers and has no gradient; early runs did not say, and had one."""
+    return value(records, "is_smooth") == 0
+
+
 def _predicted(records: Sequence[Record]) -> str:
     rows = sigma_rows(records)
+    if moves_in_steps(records):
+        return "Nothing: a loss that moves in steps has no gradient."
+    if math.isnan(value(records, "gradient_norm")):
+        return "Nothing: it was not asked for."
     if value(records, "is_predicted") == 0:
         return "The theorem is not about this noise: what it says of the Gaussian one is there to compare."
     rows = [row for row in rows if not math.isnan(row.predicted)]
@@ -136,6 +145,10 @@ def _found(records: Sequence[Record]) -> str:
         f"Draw {where['index']} at σ = {where['sigma']:g}, sign {where['sign']:+d}, takes the loss from {base:.6g} "
         f"to {best[0].value:.6g}, a gain of {base - best[0].value:.4g}."
     )
+    tied = value(records, "num_tied")
+    if tied > 0:
+        others = "Another candidate has" if tied == 1 else f"{tied:,.0f} other candidates have"
+        winner += f" {others} the same loss; the first of them is named."
     rows = [row for row in sigma_rows(records) if not math.isnan(row.measured)]
     rows = [row for row in rows if row.verdict not in ("no prediction", "lost in rounding")]
     judged = [row for row in rows if row.is_linear]
@@ -150,6 +163,8 @@ def _found(records: Sequence[Record]) -> str:
 
 
 def _linear_up_to(records: Sequence[Record]) -> str:
+    if moves_in_steps(records):
+        return ""
     foretold = value(records, "predicted_sigma_star")
     known = f" Slope and curvature at the base point foretell {foretold:.2g}." if math.isfinite(foretold) else ""
     return _measured_end(records) + known

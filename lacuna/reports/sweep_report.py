@@ -12,7 +12,7 @@ from lacuna.reports import rundir
 from lacuna.reports.claims import table
 from lacuna.reports.figures import sweep_figures
 from lacuna.reports.records import Record, select, value
-from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, percent, sigma_rows
+from lacuna.reports.sweep_outcome import LINEAR_SHARE, answers, level, moves_in_steps, percent, sigma_rows
 
 MACHINE = ("packages", "commit", "dirty", "num_devices", "device_kind", "machine")
 DOCUMENTED = ("title", "scores_sha256", *MACHINE)
@@ -89,10 +89,10 @@ def _markdown(
         f"# Best of {n:,} draws: {config['title']}",
         "\n".join(f"- **{question}.** {answer}" for question, answer in answers(records).items()),
         _sigma_table(records, UNITS[config.get("unit", "sigma")]),
-        f"Gains are base loss minus best loss{both}. Predicted: {_formula(records, config)}. The rule: "
-        f"where the F1 share is above {LINEAR_SHARE}, the measured gain must lie in the band.",
+        f"Gains are base loss minus best loss{both}. {_rule(records, config)}",
         *[f"![{CAPTIONS[name]}](figures/{name}.png)\n\n*{CAPTIONS[name]}*" for name in figures],
         *_held_out(records),
+        *_realised(records),
         *_finalists(records, width=config.get("width", 1)),
         "## The base point",
         _base_table(records),
@@ -120,16 +120,33 @@ def _formula(records: Sequence[Record], config: dict[str, Any]) -> str:
     return f"σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]{along}"
 
 
+def _rule(records: Sequence[Record], config: dict[str, Any]) -> str:
+    """How the gains are judged."""
+    if moves_in_steps(records):
+        return (
+            "The loss counts wrong answers: it moves in steps, equal scores are common, and the best of many "
+            "candidates owes much to luck. What it is worth is told by the rows that the search did not see."
+        )
+    if math.isnan(value(records, "gradient_norm")):
+        return "Nothing was predicted."
+    return (
+        f"Predicted: {_formula(records, config)}. The rule: where the F1 share is above {LINEAR_SHARE}, the measured "
+        "gain must lie in the band."
+    )
+
+
 def _sigma_table(records: Sequence[Record], unit: str) -> str:
     head = [unit, "relative radius", "F1 share", "F1 slope", "predicted gain", f"{level(records)} band"]
     tries = "2N" if select(records, "measured_gain", sign="both") else "N"  # both signs of a draw are two tries
     head += [f"σ|a|√(2 ln {tries})", "measured gain", "verdict"]
     lines = []
     for row in sigma_rows(records):
-        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", _number(row.f1_share, ".3f")]
+        odd = [_number(row.f1_share, ".3f"), _number(row.f1_slope, ".2f")]
+        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", *(("", "") if moves_in_steps(records) else odd)]
         measured = _number(row.measured, ".4g")
-        line += [_number(row.f1_slope, ".2f"), f"{row.predicted:.4g}", f"[{row.low:.4g}, {row.high:.4g}]"]
-        line += [f"{row.asymptotic:.4g}", measured and f"**{measured}**", row.verdict]
+        band = "" if math.isnan(row.low) else f"[{row.low:.4g}, {row.high:.4g}]"
+        line += [_number(row.predicted, ".4g"), band]
+        line += [_number(row.asymptotic, ".4g"), measured and f"**{measured}**", row.verdict]
         lines.append(line)
     return table(head, lines)
 
@@ -140,13 +157,16 @@ def _base_table(records: Sequence[Record]) -> str:
     lines = [
         ["loss", f"{value(records, 'base_score'):.6g}"],
         ["parameters P", f"{value(records, 'num_params'):,.0f}"],
-        ["gradient norm |a|", f"{value(records, 'gradient_norm'):.4g}"],
         ["parameter norm |θ|", f"{value(records, 'params_norm'):.4g}"],
-        *_slope(records),
-        [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
-        [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
-        ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
     ]
+    if not math.isnan(trace):
+        lines += [
+            ["gradient norm |a|", f"{value(records, 'gradient_norm'):.4g}"],
+            *_slope(records),
+            [f"curvature along the gradient uᵀHu{of_noise}", f"{value(records, 'curvature_along'):.4g}"],
+            [f"trace of the Hessian{of_noise}", f"{trace:.4g} ± {error:.2g}"],
+            ["σ of the largest predicted gain", f"{value(records, 'predicted_best_sigma'):.3g}"],
+        ]
     return table(["quantity", "value"], lines)
 
 
@@ -225,6 +245,24 @@ def _batches(told: Sequence[Record]) -> str:
     if not any(math.isfinite(record.value) for record in told):
         return ""
     return f" The interval is that of a mean over {told[0].where['num_batches']} batches."
+
+
+def _realised(records: Sequence[Record]) -> list[str]:
+    """What rounding left of the steps, where weights are kept in fewer bits than float32."""
+    lines = []
+    for record in select(records, "realised_share"):
+        sigma, leaves = record.where["sigma"], str(record.where["leaves"])
+        noise, unmoved = (value(records, q, sigma=sigma, leaves=leaves) for q in ("rounding_noise", "unmoved"))
+        lines.append([f"{sigma:g}", leaves, f"{record.value:.3f}", f"{noise:.3f}", f"{100 * unmoved:.2g} %"])
+    if not lines:
+        return []
+    return [
+        "## What rounding left of each step",
+        table(["σ", "weights", "share realised", "noise added", "did not move"], lines),
+        "Some weights are kept in fewer bits than float32, so a candidate is rounded. The share is how far the weights "
+        "went along the step that was asked for, 1 where nothing is lost; the noise is the length of what rounding "
+        "added across it, in units of the step's.",
+    ]
 
 
 def _finalists(records: Sequence[Record], width: int) -> list[str]:

@@ -17,6 +17,10 @@ from lacuna.search.next_sigma import NextSigma as NextSigma
 from lacuna.search.next_sigma import next_sigma as next_sigma
 from lacuna.search.plan import SweepPlan as SweepPlan
 from lacuna.search.plan import plan_sweep as plan_sweep
+from lacuna.search.realised import Realised as Realised
+from lacuna.search.realised import Rounding as Rounding
+from lacuna.search.realised import realised as realised
+from lacuna.search.realised import realised_records as realised_records
 from lacuna.search.reporting import report_run as report_run
 from lacuna.search.run import run_sweep as run_sweep
 from lacuna.search.scaling import relative_scales as relative_scales

@@ -154,6 +154,8 @@ def _next(sweep: Sweep, found: list[Record]) -> Record:
 
 
 def _top(result: SweepResult) -> Iterator[Record]:
+    if result.best is not None:
+        yield _record("num_tied", np.sum(result.scores == np.float32(result.best.score)) - 1)
     for rank, best in enumerate(result.top_k, start=1):
         where = {"rank": rank, "index": best.index, "sigma": best.sigma, "sign": best.sign}
         yield _record("top_score", best.score, "loss", **where)

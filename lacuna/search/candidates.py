@@ -9,6 +9,7 @@ from jaxtyping import Float
 from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.search import evaluate
+from lacuna.search.objectives import with_data
 from lacuna.search.select import Candidate
 from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Loss, Objective, Params
@@ -53,6 +54,7 @@ def rescore(
     unit = sweep.scale(params)
     ids = np.asarray([c.index for c in candidates], np.uint32)
     scales = np.asarray([c.sigma * c.sign * unit for c in candidates], np.float32)
-    program = evaluate.program_of(loss, sweep.family, exact_radius=sweep.unit == "exact_radius")
+    objective, batch = with_data(loss, batch)
+    program = evaluate.program_of(objective, sweep.family, exact_radius=sweep.unit == "exact_radius")
     key = keys.root(sweep.seed)
     return np.asarray(evaluate.score_candidates(program, sweep.family, params, batch, key, ids, scales, np.int32(1)))

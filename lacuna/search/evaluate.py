@@ -26,7 +26,8 @@ from jaxtyping import Array, Float, Integer
 from lacuna import keys, meshes, trees
 from lacuna.errors import InvalidInput
 from lacuna.search.families import Family
-from lacuna.types import Batch, Delta, Key, Layer, Loss, Objective, Params
+from lacuna.search.objectives import with_data
+from lacuna.types import Batch, Delta, Factors, Key, Layer, Loss, Noise, Objective, Params
 
 
 class Scales(NamedTuple):
@@ -66,6 +67,11 @@ class Program(NamedTuple):
         """Whether the objective makes a candidate's weights where it uses them."""
         return self.objective.perturbed_loss is not None
 
+    @property
+    def factored(self) -> bool:
+        """Whether the objective takes factors of the noise."""
+        return self.objective.factored_loss is not None
+
     def placed(self, leaf_name: str, noise: Array, *, leading: int = 0) -> Array:
         """The noise of a leaf (of one layer of it for `leading` -1, of several draws for 1), split as the leaf is."""
         spec = dict(self.split).get(leaf_name)
@@ -74,6 +80,24 @@ class Program(NamedTuple):
         parts = (None,) * leading + tuple(spec)[max(-leading, 0) :]
         return lax.with_sharding_constraint(noise, PartitionSpec(*parts))
 
+    def placed_factors(self, leaf_name: str, noise: Array | Factors) -> Array | Factors:
+        """The same for noise that may be factors: each is split as its own axes of the leaf are."""
+        if not isinstance(noise, Factors):
+            return self.placed(leaf_name, noise)
+        spec = dict(self.split).get(leaf_name)
+        if spec is None:
+            return noise
+        within = noise.left.ndim - 2  # layers in front
+        axes = tuple(spec) + (None,) * (noise.right.ndim - len(spec))
+        left, right = (*axes[: within + 1], None), (*axes[:within], None, *axes[within + 1 :])
+        return Factors(
+            lax.with_sharding_constraint(noise.left, PartitionSpec(*left)),
+            lax.with_sharding_constraint(noise.right, PartitionSpec(*right)),
+        )
+
+
+PartNoise = Callable[[str, Layer, Array | jax.ShapeDtypeStruct], Array | Factors]
+"""`noise(leaf_name, layer, like)`: what a draw has for a leaf, or for one layer of a stacked one."""
 
 Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
 """Steps by what they were made for: a program, a mesh, and room for so many trips."""
@@ -82,16 +106,17 @@ Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
 def program_of(loss: Loss | Objective, family: Family, *, width: int = 1, exact_radius: bool = False) -> Program:
     """The program of a loss, a callable or an `Objective`, under a family.
 
-    What it does not read is not part of it: answers for metrics, and weights made layer by layer if the family
-    forms them whole.
+    What it does not read is not part of it: answers for metrics, factors if the family has none, and weights made
+    layer by layer if the family forms them whole or the factors go before.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     try:
         hash(objective)
     except TypeError as fault:
         raise InvalidInput("a loss must be hashable, because it names a compiled program", got=fault) from fault
-    layerwise = objective.perturbed_loss if family.block == 1 else None
-    return Program(Objective(objective.loss, None, layerwise), width, exact_radius)
+    factored = objective.factored_loss if family.factored else None
+    layerwise = objective.perturbed_loss if family.block == 1 and factored is None else None
+    return Program(Objective(objective.loss, None, layerwise, factored), width, exact_radius)
 
 
 def signed_scales(sigmas: tuple[float, ...], antithetic: bool) -> Scales:
@@ -144,24 +169,45 @@ def _scores_layer_by_layer(
     return _one_by_one(at, scales)
 
 
+def _scores_beside(
+    program: Program, family: Family, params: Params, batch: Batch, scales: Scales, noise: Noise
+) -> Float[Array, "C"]:
+    """One draw that is there, as factors, for an objective that takes them."""
+    factored_loss = program.objective.factored_loss
+    assert factored_loss is not None
+    if program.exact_radius:
+        scales = scales._replace(values=scales.values / _length_of(family, params, noise))
+    return _one_by_one(lambda scale: factored_loss(params, noise, scale, batch), scales)
+
+
 def _scores_of_delta(
     program: Program, family: Family, params: Params, batch: Batch, scales: Scales, delta: Delta
 ) -> Float[Array, "C"]:
     """One draw that is there, at every signed scale."""
     if program.exact_radius:
-        scales = scales._replace(values=scales.values / _length_of(family, delta))
+        scales = scales._replace(values=scales.values / _length_of(family, params, delta))
     return scores_on_line(program.objective.loss, params, delta, scales, batch)
 
 
-def _length(
-    family: Family, like: Params, noise: Callable[[str, Layer, jax.ShapeDtypeStruct], Array]
-) -> Float[Array, ""]:
+def _square(noise: Array | Factors) -> Float[Array, ""]:
+    """Square length of the noise of a leaf, of factors by their Gram matrices: `<left^T left, right right^T>`."""
+    if not isinstance(noise, Factors):
+        return jnp.sum(trees.rounded(jnp.square(trees.rounded(noise))))
+    left, right = noise.left, noise.right.reshape(noise.right.shape[0], -1).T
+    return jnp.sum(trees.rounded(_gram(left) * _gram(right)))
+
+
+def _gram(columns: Float[Array, "n r"]) -> Float[Array, "r r"]:
+    columns = trees.rounded(columns)
+    return jnp.sum(trees.rounded(columns[:, :, None] * columns[:, None, :]), axis=0)
+
+
+def length(family: Family, like: Params, noise: PartNoise) -> Float[Array, ""]:
     """The length of a draw, with the same bits whether it is there or made anew, one layer at a time."""
 
     def square(leaf_name: str, leaf: Array) -> Float[Array, ""]:
         def of(layer: Layer, shape: tuple[int, ...]) -> Float[Array, ""]:
-            part = noise(leaf_name, layer, jax.ShapeDtypeStruct(shape, jnp.float32))
-            return jnp.sum(trees.rounded(jnp.square(trees.rounded(part))))
+            return _square(noise(leaf_name, layer, jax.ShapeDtypeStruct(shape, jnp.float32)))
 
         if not leaf.size or not trees.is_floating(leaf):  # no part of a draw
             return jnp.float32(0)
@@ -173,15 +219,20 @@ def _length(
     return jnp.sqrt(sum(jax.tree.leaves(trees.map_named(square, like)), start=jnp.float32(0)))
 
 
-def _length_of(family: Family, delta: Delta) -> Float[Array, ""]:
+def _length_of(family: Family, params: Params, noise: Noise) -> Float[Array, ""]:
     """The length of a draw that is there."""
-    leaves = dict(trees.named_leaves(delta))
+    return length(family, params, _parts_of(params, noise))
 
-    def part(leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+
+def _parts_of(params: Params, noise: Noise) -> Callable[..., Any]:
+    """A draw that is there, part by part."""
+    leaves = dict(zip(trees.leaf_names(params), jax.tree.structure(params).flatten_up_to(noise), strict=True))
+
+    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Any:
         del like
-        return leaves[leaf_name] if layer is None else leaves[leaf_name][layer]
+        return leaves[leaf_name] if layer is None else jax.tree.map(lambda x: x[layer], leaves[leaf_name])
 
-    return _length(family, delta, part)
+    return part
 
 
 def scores_of_draw(
@@ -194,17 +245,20 @@ def scores_of_draw(
     scales: Scales,
 ) -> Float[Array, "C"]:
     """One draw of noise at every signed scale; `family.block` is 1."""
-    of_draw = keys.candidate(key, index)
+    if program.factored:
+        made = family.factored_draw(keys.candidate(key, index), params)
+        made = trees.map_named(lambda name, leaf, noise: program.placed_factors(name, noise), params, made)
+        return _scores_beside(program, family, params, batch, scales, made)
     if not program.layerwise:
-        delta = trees.map_named(program.placed, family.draw(of_draw, params))
+        delta = trees.map_named(program.placed, draw(family, params, key, index))
         return _scores_of_delta(program, family, params, batch, scales, delta)
+    of_draw = noise_of_draw(family, params, key, index)
 
-    def noise(leaf_name: str, layer: Layer, leaf: Array | jax.ShapeDtypeStruct) -> Array:
-        made = family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
-        return program.placed(leaf_name, made, leading=0 if layer is None else -1)
+    def noise(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
+        return program.placed(leaf_name, of_draw(leaf_name, layer, like), leading=0 if layer is None else -1)
 
     if program.exact_radius:  # of which no part is known before the whole is
-        scales = scales._replace(values=scales.values / _length(family, params, noise))
+        scales = scales._replace(values=scales.values / length(family, params, noise))
     return _scores_layer_by_layer(program.objective, params, noise, scales, batch)
 
 
@@ -220,6 +274,18 @@ def draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) ->
         return family.draw(keys.candidate(key, index), params)
     within = index % family.block
     return jax.tree.map(lambda rows: rows[within], _block_of(family, params, key, index - within))
+
+
+def noise_of_draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Callable[..., Array]:
+    """Draw `index` part by part; each is made when it is asked for, except in a family that forms draws together."""
+    if family.block > 1:
+        return _parts_of(params, draw(family, params, key, index))
+    of_draw = keys.candidate(key, index)
+
+    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
+        return family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(like.shape, jnp.float32))
+
+    return part
 
 
 def unit(family: Family, width: int) -> int:
@@ -352,13 +418,14 @@ def score(loss: Loss | Objective, params: Params, batch: Batch) -> Float[Array, 
     """The loss at a point by the canonical program, so that it may be compared with a sweep bit for bit.
 
     `score(loss, candidate(params, sweep, i, sigma, sign), batch)` equals the score that a width-1 sweep
-    recorded for that candidate. A plain `jit(loss)` is another program, and may differ in the last bits.
+    recorded for that candidate; where the sweep had its noise as factors, to rounding. A plain `jit(loss)` is another
+    program, and may differ in the last bits.
     """
     # The point itself serves as the direction, at scale zero, and both are data: constants would be folded
     # away, and the loop body would no longer be the sweep's.
-    objective = loss if isinstance(loss, Objective) else Objective(loss)
+    objective, batch = with_data(loss, batch)
     if objective.perturbed_loss is not None:
-        objective = objective._replace(predict=None)
+        objective = objective._replace(factored_loss=None)
         return _scores_where_it_is(objective, params, batch, HERE)[0]
     return _scores_on_line(objective.loss, params, params, HERE, batch)[0]
 
@@ -397,4 +464,4 @@ def perturb(
 ) -> Params:
     """`params + scale * noise(index)`: the weights of one candidate."""
     delta = draw(family, params, key, index)
-    return trees.axpy(scale / _length_of(family, delta) if exact_radius else scale, delta, params)
+    return trees.axpy(scale / _length_of(family, params, delta) if exact_radius else scale, delta, params)

@@ -23,13 +23,16 @@ from jaxtyping import Array, Float
 
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
-from lacuna.types import Delta, Key, Layer, Params, Rows
+from lacuna.types import Delta, Factors, Key, Layer, Noise, Params, Rows
 
 NOISE_LAW = 1
 """Version of the noise law; part of a run's identity. A change of any drawn bit raises it."""
 
 LeafNoise = Callable[[Key, str, Layer, jax.ShapeDtypeStruct], Array]
 """`noise(key, leaf_name, layer, like)`: float32 noise of the shape of `like` from the key of the whole draw."""
+
+LeafFactors = Callable[[Key, str, Layer, jax.ShapeDtypeStruct], Factors | None]
+"""The same noise as two factors; None where it is not made of any."""
 
 
 def never_stacked(leaf_name: str) -> bool:
@@ -83,6 +86,16 @@ class Family(ABC):
           like: gives the shape.
         """
 
+    @property
+    def factored(self) -> bool:
+        """Whether `factors` gives any."""
+        return False
+
+    def factors(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Factors | None:
+        """What `leaf` multiplies out, of the same normals and equal to it to rounding; None where it does not."""
+        del key, leaf_name, layer, like
+        return None
+
     @abstractmethod
     def covariance(self, delta: Delta) -> Delta:
         """The covariance of a draw, applied to a vector."""
@@ -109,16 +122,28 @@ class Family(ABC):
         Raises:
           InvalidInput: a leaf said to be stacked is a scalar.
         """
+        return self._drawn(partial(self.leaf, key), like)
+
+    def factored_draw(self, key: Key, like: Params) -> Noise:
+        """The same draw, each leaf as its factors where it has any."""
+
+        def part(leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array | Factors:
+            factors = self.factors(key, leaf_name, layer, like)
+            return self.leaf(key, leaf_name, layer, like) if factors is None else factors
+
+        return self._drawn(part, like)
+
+    def _drawn(self, part: Callable[[str, Layer, jax.ShapeDtypeStruct], Array | Factors], like: Params) -> Noise:
         self.check(like)
 
-        def noise(leaf_name: str, leaf: Array) -> Array:
+        def noise(leaf_name: str, leaf: Array) -> Array | Factors:
             if not trees.is_floating(leaf):
                 return jnp.zeros(leaf.shape, jnp.float32)
             if not self.stacked(leaf_name):
-                return self.leaf(key, leaf_name, None, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+                return part(leaf_name, None, jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
             one_layer = jax.ShapeDtypeStruct(leaf.shape[1:], jnp.float32)
             layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
-            return jax.vmap(lambda layer: self.leaf(key, leaf_name, layer, one_layer))(layers)
+            return jax.vmap(lambda layer: part(leaf_name, layer, one_layer))(layers)
 
         return trees.map_named(noise, like)
 
@@ -138,7 +163,7 @@ class Family(ABC):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[],
-    meta_fields=["name", "digest", "noise", "layered", "normal", "by_limit", "spherical"],
+    meta_fields=["name", "digest", "noise", "layered", "normal", "by_limit", "spherical", "noise_factors"],
 )
 @dataclass(frozen=True)
 class LeafFamily(Family):
@@ -152,6 +177,7 @@ class LeafFamily(Family):
       normal: whether the theorem is to predict its gain.
       by_limit: it is normal by the central limit theorem alone, where many coordinates take part.
       spherical: a draw over its length is uniform on the unit sphere, as only a normal law's is.
+      noise_factors: `noise_factors(key, leaf_name, layer, like)`, the same noise as two factors where it has any.
     """
 
     name: str
@@ -161,6 +187,7 @@ class LeafFamily(Family):
     normal: bool = False
     by_limit: bool = False
     spherical: bool = False
+    noise_factors: LeafFactors | None = None
 
     block = 1
     isotropic = True
@@ -170,6 +197,13 @@ class LeafFamily(Family):
 
     def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
         return self.noise(key, leaf_name, layer, like)
+
+    @property
+    def factored(self) -> bool:
+        return self.noise_factors is not None
+
+    def factors(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Factors | None:
+        return None if self.noise_factors is None else self.noise_factors(key, leaf_name, layer, like)
 
     def covariance(self, delta: Delta) -> Delta:
         return delta
@@ -219,23 +253,33 @@ def rademacher(*, stacked: Callable[[str], bool] = never_stacked) -> Family:
 
 
 @cache
-def _product_of_factors(rank: int) -> LeafNoise:
-    def noise(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+def _of_rank(rank: int) -> tuple[LeafNoise, LeafFactors]:
+    def normals(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> tuple[Array, Array] | None:
         m, n = like.shape[0] if like.shape else 1, math.prod(like.shape[1:])
         if rank * (m + n) >= m * n:  # factors would be no smaller than what they make
-            return _normal(key, leaf_name, layer, like)
+            return None
         left, right = (jax.random.fold_in(keys.leaf(key, leaf_name, layer), side) for side in range(2))
         a = jax.random.normal(left, (like.shape[0], rank), jnp.float32)
-        b = jax.random.normal(right, (rank, *like.shape[1:]), jnp.float32)
-        return lax.dot_general(a, b, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST) * rank**-0.5
+        return a, jax.random.normal(right, (rank, *like.shape[1:]), jnp.float32)
 
-    return noise
+    def noise(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
+        found = normals(key, leaf_name, layer, like)
+        if found is None:
+            return _normal(key, leaf_name, layer, like)
+        return lax.dot_general(*found, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST) * rank**-0.5
+
+    def factors(key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Factors | None:
+        found = normals(key, leaf_name, layer, like)
+        return None if found is None else Factors(found[0] * rank**-0.5, found[1])
+
+    return noise, factors
 
 
 def low_rank(rank: int, *, stacked: Callable[[str], bool] = never_stacked) -> Family:
     """Matrices of noise of low rank, `A B / sqrt(rank)` with normal factors.
 
-    Vectors and scalars are normal, and so is a matrix that the factors would not make smaller.
+    Vectors and scalars are normal, and so is a matrix that the factors would not make smaller. An objective with a
+    `factored_loss` is given the factors.
 
     Every coordinate has unit variance and no two are correlated, but the noise is not normal along a direction:
     its gain is compared with the theorem's, not predicted by it.
@@ -249,4 +293,5 @@ def low_rank(rank: int, *, stacked: Callable[[str], bool] = never_stacked) -> Fa
     """
     if rank < 1:
         raise InvalidInput("the rank of low-rank noise must be at least 1", got=rank, hint="1")
-    return LeafFamily("low_rank", f"rank {rank}", _product_of_factors(rank), stacked)
+    noise, factors = _of_rank(rank)
+    return LeafFamily("low_rank", f"rank {rank}", noise, stacked, noise_factors=factors)

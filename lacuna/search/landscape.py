@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from lacuna import derivatives, keys, theory, trees
 from lacuna.search import evaluate
 from lacuna.search.families import Family
+from lacuna.search.objectives import with_data
 from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Delta, Key, Loss, Objective, Operator, Params
 
@@ -85,11 +86,11 @@ def landscape(
       seed: of the probes of the trace.
       num_probes: Hessian products for the trace; its error falls with the square root.
     """
-    loss = loss.loss if isinstance(loss, Objective) else loss
+    objective, batch = with_data(loss, batch)
     family = sweep.family
     family.check(params)
     scale = sweep.mean_scale(params)
-    measured = _measure(loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
+    measured = _measure(objective.loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
     slope, along, trace, error, spread, gradient_norm, params_norm, participation = (float(x) for x in measured)
     exact = sweep.unit == "exact_radius"
     dimension = family.dimension(params)
@@ -108,6 +109,20 @@ def landscape(
         num_params=trees.size(params),
         is_predicted=on_a_sphere or (family.normal and not too_few),
         dimension=dimension if on_a_sphere else None,
+    )
+
+
+def unmeasured(params: Params, sweep: Sweep) -> Landscape:
+    """A landscape of which the radius of a step is known alone: the loss has no gradient, or it is not asked for."""
+    family = sweep.family
+    family.check(params)
+    nothing = float("nan")
+    return Landscape(
+        *(nothing,) * 6,
+        params_norm=float(trees.norm(params)),
+        step_norm=sweep.mean_scale(params) * math.sqrt(family.mean_square(params)),
+        num_params=trees.size(params),
+        is_predicted=False,
     )
 
 

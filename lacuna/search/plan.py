@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from lacuna import hosts, keys, meshes, trees
 from lacuna.search import evaluate
 from lacuna.search.ledger import RECORD_BYTES
+from lacuna.search.objectives import with_data
 from lacuna.search.stepper import Stepper
 from lacuna.search.sweep import Sweep
 from lacuna.types import Batch, Loss, Objective, Params
@@ -69,9 +70,10 @@ def plan_sweep(
       mesh: likewise.
       trial_s: how long to try.
     """
-    mesh = meshes.for_candidates(mesh, params)
+    objective, batch = with_data(loss, batch)
+    mesh = meshes.for_candidates(mesh, (params, batch))
     keys.check_distinct(trees.leaf_names(params))
-    program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
+    program = evaluate.program_of(objective, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
     began = time.perf_counter()
     stepper = Stepper(program, sweep, params, batch, mesh)
     compile_s = time.perf_counter() - began

@@ -8,9 +8,10 @@ from lacuna import hosts
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir, sweep_report
 from lacuna.reports.records import Record
-from lacuna.search.analysis import sweep_records
+from lacuna.search.analysis import EXPERIMENT, sweep_records
 from lacuna.search.held_out import held_out_records
-from lacuna.search.landscape import landscape
+from lacuna.search.landscape import landscape, unmeasured
+from lacuna.search.realised import is_rounded, realised, realised_records
 from lacuna.search.sweep import SweepResult, config_of
 from lacuna.types import Batch, Loss, Objective, Params
 
@@ -29,7 +30,8 @@ def report_run(
 ) -> tuple[Path, list[Record]]:
     """Predict, score the winners again, and write `records.jsonl`, the figures and `report.md` of a run.
 
-    An interrupted call leaves the report that was there. Every host calls it, the first one writes.
+    Where weights are kept in fewer bits than float32, what rounding left of the steps is measured, too. An interrupted
+    call leaves the report that was there. Every host calls it, the first one writes.
 
     Args:
       out: folder of the run.
@@ -41,16 +43,24 @@ def report_run(
         known; or one alone, and then there is no interval.
       records: others to keep and to show, of the quantity `metric`.
       config: what `config.json` is to say besides the settings: `title`, and the `command` that runs it again.
-      num_probes: Hessian products for the estimate of the curvature's trace.
+      num_probes: Hessian products for the estimate of the curvature's trace; at 0 nothing is predicted, and so it is
+        for an `Objective` that is not smooth.
 
     Returns:
       The path of `report.md`, and all records.
     """
     out = Path(out)
-    found = sweep_records(result, landscape(loss, params, batch, result.sweep, num_probes=num_probes))
+    smooth = not isinstance(loss, Objective) or loss.smooth
+    if smooth and num_probes:
+        around = landscape(loss, params, batch, result.sweep, num_probes=num_probes)
+    else:
+        around = unmeasured(params, result.sweep)
+    found = sweep_records(result, around)
     if held_out is not None:
         found += held_out_records(result, loss, params, batch, held_out)
-    found += records
+    if is_rounded(params, result.sweep.family):
+        found += realised_records(realised(params, result.sweep))
+    found += [Record(EXPERIMENT, "is_smooth", float(smooth), "1"), *records]
 
     def write() -> str:
         # Only now: an interrupted extension leaves the report of what was finished as it was.

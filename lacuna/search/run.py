@@ -25,6 +25,7 @@ from lacuna.search.candidates import rescore
 from lacuna.search.evaluate import Program
 from lacuna.search.families import NOISE_LAW
 from lacuna.search.ledger import Ledger, missing_ranges, write_table
+from lacuna.search.objectives import with_data
 from lacuna.search.run_folder import LOG, TABLE, open_run
 from lacuna.search.select import Candidate, TopK
 from lacuna.search.stepper import Block, Stepper
@@ -67,6 +68,7 @@ def identity(program: Program, params: Params, batch: Batch, sweep: Sweep, mesh:
         "antithetic": sweep.antithetic,
         "width": sweep.width,
         "layerwise": program.layerwise,
+        **({"factored": True} if program.factored else {}),
         "params_sha256": trees.content_digest(params),
         "batch_sha256": trees.content_digest(batch),
         **{name: machine[name] for name in ("platform", "matmul_precision", "threefry_partitionable")},
@@ -100,12 +102,13 @@ def run_sweep(
     flight; a second Ctrl-C at once.
 
     Args:
-      loss: `loss(params, batch) -> scalar`, minimised; or an `Objective`.
+      loss: `loss(params, batch) -> scalar`, minimised; or an `Objective`. The arrays of one that is a pytree, such as
+        frozen weights, are data beside the batch.
       params: the base point; leaves that lie on the mesh stay split over its axis `model`.
       batch: what every candidate is scored on.
       sweep: what to evaluate.
-      mesh: as `meshes.candidate_mesh()` or `meshes.model_mesh(m)`. Default: the one that `params` lie on, or all
-        devices.
+      mesh: as `meshes.candidate_mesh()` or `meshes.model_mesh(m)`. Default: the one that `params` or the
+        data lie on, or all devices.
       out: folder for `identity.json`, the log `scores.log` and `scores.parquet`; nothing is written without.
         `report_run` adds the report.
       resume: go on with the run in `out` if it has the same identity (N may have grown).
@@ -127,8 +130,9 @@ def run_sweep(
 
     Source: arXiv 2606.10929, Theorem 1.
     """
-    mesh = meshes.for_candidates(mesh, params)
-    program = evaluate.program_of(loss, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
+    objective, batch = with_data(loss, batch)
+    mesh = meshes.for_candidates(mesh, (params, batch))
+    program = evaluate.program_of(objective, sweep.family, width=sweep.width, exact_radius=sweep.unit == "exact_radius")
     machine = meshes.describe(mesh)
     _check_documents(documents)
     keys.check_distinct(trees.leaf_names(params))
@@ -174,7 +178,7 @@ def run_sweep(
         sweep=sweep,
         base_score=base_score,
         scores=scores,
-        top_k=_finalists(loss, params, batch, sweep, top.best(sweep.sigmas, sweep.num_signs)),
+        top_k=_finalists(objective, params, batch, sweep, top.best(sweep.sigmas, sweep.num_signs)),
         sha256=table_sha256(scores),
         num_scored=sweep.num_candidates - num_known,
         wall_s=wall_s,
@@ -271,11 +275,11 @@ def _search(
 
 
 def _finalists(
-    loss: Loss | Objective, params: Params, batch: Batch, sweep: Sweep, best: tuple[Candidate, ...]
+    objective: Objective, params: Params, batch: Batch, sweep: Sweep, best: tuple[Candidate, ...]
 ) -> tuple[Candidate, ...]:
     """The top K by the canonical program, which may order candidates of a wider sweep anew in the last bits."""
     if sweep.width > 1:
-        exact = rescore(loss, params, batch, sweep, best)
+        exact = rescore(objective, params, batch, sweep, best)
         scored = (c._replace(score=float(s)) for c, s in zip(best, exact, strict=True) if math.isfinite(s))
         best = tuple(sorted(scored, key=lambda c: (c.score, c.index, c.sigma, -c.sign)))
     return best[: sweep.num_top]

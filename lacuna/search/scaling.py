@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from lacuna import trees
 from lacuna.errors import InvalidInput
 from lacuna.search.families import Family, never_stacked
-from lacuna.types import Delta, Key, Layer, Params, Rows
+from lacuna.types import Delta, Factors, Key, Layer, Params, Rows
 
 Scales = Mapping[str, Any]
 """Scale by regular expression on the leaf's name: a number, or one number for each layer of a stacked leaf."""
@@ -91,12 +91,22 @@ class Scaled(Family):
                 raise InvalidInput(f"scales by layer must fit leaf `{name}`", got=f"{scale.size} for {layers}")
 
     def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
-        scale = self.scale(leaf_name)
+        scale = self._of_layer(leaf_name, layer)
         if scale is None:
             return jnp.zeros(like.shape, jnp.float32)
-        return self.inner.leaf(key, leaf_name, layer, like) * (
-            scale if layer is None or not scale.ndim else scale[layer]
-        )
+        return self.inner.leaf(key, leaf_name, layer, like) * scale
+
+    @property
+    def factored(self) -> bool:
+        return self.inner.factored
+
+    def factors(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Factors | None:
+        scale, found = self._of_layer(leaf_name, layer), self.inner.factors(key, leaf_name, layer, like)
+        return None if scale is None or found is None else found._replace(left=found.left * scale)
+
+    def _of_layer(self, leaf_name: str, layer: Layer) -> Float[Array, ""] | None:
+        scale = self.scale(leaf_name)
+        return scale if scale is None or layer is None or not scale.ndim else scale[layer]
 
     def _times_scales(self, tree: Delta | Rows, *, leading: int = 0) -> Delta | Rows:
         def of_leaf(name: str, leaf: Array) -> Array:

@@ -10,9 +10,9 @@ from lacuna.setups.digit_models import State as State
 from lacuna.setups.digit_models import kept as kept
 from lacuna.setups.digit_models import prepare as prepare
 from lacuna.setups.digit_models import untrained as untrained
-from lacuna.setups.language import LanguageModel as LanguageModel
 from lacuna.setups.language import LanguageSetup as LanguageSetup
-from lacuna.setups.language import ModelConfig as ModelConfig
-from lacuna.setups.language import TaskConfig as TaskConfig
-from lacuna.setups.language import open_model as open_model
 from lacuna.setups.language import prepare_language as prepare_language
+from lacuna.setups.language_models import LanguageModel as LanguageModel
+from lacuna.setups.language_models import ModelConfig as ModelConfig
+from lacuna.setups.language_models import open_model as open_model
+from lacuna.setups.language_tasks import TaskConfig as TaskConfig

@@ -39,6 +39,7 @@ from lacuna.tasks.row_streams import in_order as in_order
 from lacuna.tasks.row_streams import row_stream as row_stream
 from lacuna.tasks.short_answers import ShortAnswers as ShortAnswers
 from lacuna.tasks.short_answers import answer_rows as answer_rows
+from lacuna.tasks.short_answers import answered_rows as answered_rows
 from lacuna.tasks.short_answers import exact_match_loss as exact_match_loss
 from lacuna.tasks.short_answers import exact_match_metric as exact_match_metric
 from lacuna.tasks.task import Batch as Batch

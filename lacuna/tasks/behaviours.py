@@ -21,13 +21,14 @@ COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior
 _OFFERED = re.compile(r"^\s*(\([A-Z]\))", re.MULTILINE)
 
 
-def read_behaviours(source: str | Path, *, split: str = "train") -> Kept:
+def read_behaviours(source: str | Path, *, split: str = "train", subset: str | None = None) -> Kept:
     """Questions that offer the choices (A) and (B); the positive answer is the one that matches the behaviour.
 
     Args:
       source: a `.jsonl` or `.json` file with the columns `question`, `answer_matching_behavior` and
         `answer_not_matching_behavior`, or whatever `read_documents` takes.
       split: of a data set.
+      subset: of a data set that has several.
 
     Returns:
       In the order of the source, `right` being 0 throughout, and how many of other choices or letters are left out.
@@ -35,7 +36,7 @@ def read_behaviours(source: str | Path, *, split: str = "train") -> Kept:
     Raises:
       InvalidInput: as `read_documents`, and no question with the choices (A) and (B).
     """
-    rows = read_rows(source, COLUMNS, split=split)
+    rows = read_rows(source, COLUMNS, split=split, subset=subset)
     questions = []
     for place, entries in rows:
         texts = (checked_text(column, entry, place).strip() for column, entry in zip(COLUMNS, entries, strict=True))

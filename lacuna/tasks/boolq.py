@@ -18,13 +18,14 @@ NUM_VALIDATION, NUM_FIT, NUM_DEV = 3270, 2000, 500
 """Rows of the validation set, and those of them to fit and to choose on; 770 are left to test on."""
 
 
-def read_boolq(source: str | Path, *, split: str = "validation") -> list[Question]:
+def read_boolq(source: str | Path, *, split: str = "validation", subset: str | None = None) -> list[Question]:
     """The questions of BoolQ, each behind its passage and with the answers yes and no.
 
     Args:
       source: a `.jsonl` or `.json` file with the columns `question`, `passage` and `label` or `answer`, which is true
         or false; or `google/boolq`, or whatever `read_documents` takes.
       split: of a data set.
+      subset: of a data set that has several.
 
     Returns:
       In the order of the source; the right answer is 0 where it is yes.
@@ -34,7 +35,7 @@ def read_boolq(source: str | Path, *, split: str = "validation") -> list[Questio
     """
     questions = []
     for place, (question, passage, answer) in read_rows(
-        source, ("question", "passage", ("label", "answer")), split=split
+        source, ("question", "passage", ("label", "answer")), split=split, subset=subset
     ):
         if not isinstance(answer, bool):
             raise InvalidInput("the answer to a question must be true or false", got=f"{told(answer)} in {place}")

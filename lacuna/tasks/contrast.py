@@ -87,14 +87,37 @@ class Prompts(NamedTuple):
         return Spans(self.tokens, self.length, self.length, self.length - 1)
 
 
+def answer_tokens(
+    prompt: str, answers: Sequence[str], encode: Encode, *, name: str = "the question"
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of a prompt and of each answer, as a tokenizer splits them where they stand together.
+
+    Raises:
+      InvalidInput: a prompt or an answer without tokens, or an answer that changes how the prompt is split; names the
+        question.
+    """
+    asked = list(encode(prompt))
+    if not asked:
+        raise InvalidInput(f"a prompt needs tokens; that of {name} has none")
+    found: list[list[int]] = []
+    for answer in answers:
+        whole = list(encode(prompt + answer))
+        if whole[: len(asked)] != asked or len(whole) == len(asked):
+            raise InvalidInput(
+                f"an answer must be tokens of its own behind the prompt; `{answer}` of {name} is not",
+                hint="a space before the answer and none behind the prompt",
+            )
+        found.append(whole[len(asked) :])
+    return asked, found
+
+
 def choice_tokens(
     question: Question, encode: Encode, *, name: str = "the question"
 ) -> tuple[list[int], list[list[int]]]:
-    """Tokens of the prompt and of each answer, as a tokenizer splits them where they stand together.
+    """`answer_tokens` of a question.
 
     Raises:
-      InvalidInput: fewer than two answers, none of which is the right one, a prompt or an answer without tokens, or an
-        answer that changes how the prompt is split; names the question.
+      InvalidInput: as `answer_tokens`; fewer than two answers, two that are the same tokens, or none that is right.
     """
     if len(question.choices) < 2:
         raise InvalidInput(f"a question needs at least two answers; {name} has {len(question.choices)}")
@@ -104,18 +127,10 @@ def choice_tokens(
             f"{len(question.choices)} answers",
             got=question.right,
         )
-    prompt = list(encode(question.prompt))
-    if not prompt:
-        raise InvalidInput(f"a prompt needs tokens; that of {name} has none")
-    answers = []
-    for choice in question.choices:
-        whole = list(encode(question.prompt + choice))
-        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-            raise InvalidInput(
-                f"an answer must be tokens of its own behind the prompt; `{choice}` of {name} is not",
-                hint="a space before the answer and none behind the prompt",
-            )
-        answers.append(whole[len(prompt) :])
+    prompt, answers = answer_tokens(question.prompt, question.choices, encode, name=name)
+    for (first, one), (second, other) in itertools.combinations(zip(question.choices, answers, strict=True), 2):
+        if one == other:
+            raise InvalidInput(f"the answers of {name} must differ", got=f"`{first}` and `{second}`, the same tokens")
     return prompt, answers
 
 
@@ -178,7 +193,7 @@ def prompt_rows(
     _check(prompts, questions, max_length)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     right = np.asarray([question.right for question in questions], np.int32)
-    return Prompts(_padded(prompts), lengths, np.asarray(choices, np.int32), right)
+    return Prompts(padded(prompts), lengths, np.asarray(choices, np.int32), right)
 
 
 def choice_spans(questions: Sequence[Question], encode: Encode, *, max_length: int, begin: int | None = None) -> Spans:
@@ -206,7 +221,7 @@ def choice_spans(questions: Sequence[Question], encode: Encode, *, max_length: i
         labels.extend([parting] * len(answered))
     _check(rows, questions, max_length)
     ends = [len(row) for row in rows]
-    return Spans(_padded(rows), *(np.asarray(places, np.int32) for places in (starts, ends, labels)))
+    return Spans(padded(rows), *(np.asarray(places, np.int32) for places in (starts, ends, labels)))
 
 
 def pair_spans(
@@ -287,6 +302,14 @@ def split(questions: Sequence[Question], sizes: Sequence[int], *, seed: int = 0)
     return [shuffled[a:b] for a, b in itertools.pairwise(cuts)]
 
 
+def padded(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, "B S"]:
+    """Rows as one table, with token 0 behind those that are shorter."""
+    found = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for to, row in zip(found, rows, strict=True):
+        to[: len(row)] = row
+    return found
+
+
 def _rows(question: Question, encode: Encode, begin: int | None, index: int) -> tuple[list[int], list[list[int]]]:
     """A question's row up to the answer, and the rows with each answer behind it."""
     prompt, answers = choice_tokens(question, encode, name=f"question {index}")
@@ -311,10 +334,3 @@ def _check(rows: Sequence[Sequence[int]], questions: Sequence[Question], max_len
                 f"a row may have {max_length} tokens; question {i * len(questions) // len(rows)} has {len(row)}",
                 hint="`fitting`, which leaves out what is too long",
             )
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, "B S"]:
-    found = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for to, row in zip(found, rows, strict=True):
-        to[: len(row)] = row
-    return found

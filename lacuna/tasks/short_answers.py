@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lacuna import trees
 from lacuna.errors import InvalidInput
-from lacuna.tasks.contrast import Question, choice_tokens
+from lacuna.tasks.contrast import answer_tokens, padded
 from lacuna.tasks.task import Batch, Encode
 from lacuna.tasks.task_files import ShortAnswer
 from lacuna.types import Loss, Params
@@ -43,45 +43,63 @@ def answer_rows(
     Args:
       answers: as read from a file.
       encode: `encode(text) -> tokens`, without special tokens.
-      max_length: tokens that a prompt and its longest answer may have.
+      max_length: tokens that the longest prompt and the longest answer may have: every prompt is answered by as many.
       begin: token in front of every row; None puts nothing there.
 
     Raises:
       InvalidInput: no prompt, an answer that is not tokens of its own behind the prompt, or a row that is too long;
         names the prompt.
     """
-    if not answers:
-        raise InvalidInput("short answers need at least one prompt", got="none")
-    prompts, accepted = [], []
-    for i, answer in enumerate(answers):
-        prompt, found = tokens_of(answer, encode, begin=begin, name=f"prompt {i}")
-        if len(prompt) + max(map(len, found)) > max_length:
-            got = len(prompt) + max(map(len, found))
-            raise InvalidInput(f"a row may have {max_length} tokens; that of prompt {i} has {got}")
-        prompts.append(prompt)
-        accepted.append(found)
-    width = max(map(len, prompts))
+    prompts, accepted = _tokens(answers, encode, begin)
     most, longest = max(map(len, accepted)), max(len(one) for several in accepted for one in several)
-    tokens, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), bool)
-    right, counted = np.zeros((len(prompts), most, longest), np.int32), np.zeros((len(prompts), most, longest), bool)
-    for i, (prompt, several) in enumerate(zip(prompts, accepted, strict=True)):
-        tokens[i, : len(prompt)], mask[i, : len(prompt)] = prompt, True
-        for j, one in enumerate(several):
-            right[i, j, : len(one)], counted[i, j, : len(one)] = one, True
-    return ShortAnswers(tokens, mask, right, counted)
+    _check_lengths([len(prompt) + longest for prompt in prompts], max_length)
+    tokens = padded(prompts)
+    flat = [one for several in accepted for one in several + [[]] * (most - len(several))]
+    right = padded(flat).reshape(len(answers), most, longest)
+    return ShortAnswers(tokens, _is_there(prompts), right, _is_there(flat).reshape(right.shape))
 
 
-def tokens_of(
-    answer: ShortAnswer, encode: Encode, *, begin: int | None = None, name: str = "the prompt"
-) -> tuple[list[int], list[list[int]]]:
-    """Tokens of the prompt, `begin` in front of them, and of each accepted answer.
+def answered_rows(
+    answers: Sequence[ShortAnswer], encode: Encode, *, max_length: int, begin: int | None = None
+) -> Batch:
+    """Every prompt with the first of its answers, whose tokens count.
+
+    Args:
+      answers: as read from a file.
+      encode: as for `answer_rows`.
+      max_length: tokens that a row may have.
+      begin: as for `answer_rows`.
 
     Raises:
-      InvalidInput: as `contrast.choice_tokens`.
+      InvalidInput: as `answer_rows`.
     """
-    twice = answer.accepted * 2 if len(answer.accepted) == 1 else answer.accepted  # a question has two answers or more
-    prompt, accepted = choice_tokens(Question(answer.prompt, twice, 0), encode, name=name)
-    return ([] if begin is None else [begin]) + prompt, accepted[: len(answer.accepted)]
+    prompts, accepted = _tokens(answers, encode, begin)
+    rows = [prompt + several[0] for prompt, several in zip(prompts, accepted, strict=True)]
+    _check_lengths([len(row) for row in rows], max_length)
+    starts = np.asarray([len(prompt) for prompt in prompts])
+    counts = _is_there(rows) & (np.arange(max(map(len, rows))) >= starts[:, None])
+    return Batch(jnp.asarray(padded(rows)), jnp.asarray(counts))
+
+
+def _tokens(
+    answers: Sequence[ShortAnswer], encode: Encode, begin: int | None
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Of each prompt, `begin` in front of it, and of its answers."""
+    if not answers:
+        raise InvalidInput("short answers need at least one prompt", got="none")
+    found = [answer_tokens(*answer, encode, name=f"prompt {i}") for i, answer in enumerate(answers)]
+    return [([] if begin is None else [begin]) + prompt for prompt, _ in found], [accepted for _, accepted in found]
+
+
+def _check_lengths(lengths: Sequence[int], max_length: int) -> None:
+    for i, length in enumerate(lengths):
+        if length > max_length:
+            raise InvalidInput(f"a row may have {max_length} tokens; that of prompt {i} has {length}")
+
+
+def _is_there(rows: Sequence[Sequence[int]]) -> Bool[np.ndarray, "B S"]:
+    lengths = np.asarray([len(row) for row in rows])
+    return np.arange(lengths.max()) < lengths[:, None]
 
 
 def as_short_answers(batch: Batch, *, num_tokens: int) -> ShortAnswers:
@@ -113,7 +131,7 @@ def _share_wrong(decode: Decode, params: Params, batch: ShortAnswers) -> Float[A
     said = decode(params, jnp.asarray(batch.tokens), num_tokens=num_tokens, mask=jnp.asarray(batch.mask))
     counted = jnp.asarray(batch.counted)
     same = jnp.all((said[:, None] == batch.accepted) | ~counted, axis=2) & counted.any(axis=2)
-    return 1 - jnp.mean(same.any(axis=1).astype(jnp.float32))
+    return jnp.mean((~same.any(axis=1)).astype(jnp.float32))
 
 
 def exact_match_metric(decode: Decode) -> Any:

@@ -1,7 +1,7 @@
 """What a task is: an objective, a metric, and batches that any step can ask for again."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -44,14 +44,16 @@ class Task(NamedTuple):
 
     Attributes:
       name: as in commands and records.
-      objective: the loss in nats an answer token, and `predict`.
-      metric: `metric(params, batch)` gives named scalars, float32; higher is better.
-      train: `train(step) -> Batch`; pure and traceable, the same batch whenever it is asked for.
+      objective: what is minimised; of language models the loss in nats a token that counts, unless its maker says so.
+      metric: `metric(params, batch)` gives named scalars, float32; the higher the better, but for `perplexity`, of
+        which less is better.
+      train: `train(step)` gives a `Batch`, or what the objective reads in its place; pure and traceable, the same
+        whenever it is asked for.
       held_out: as `train`, from an independent stream.
     """
 
     name: str
     objective: Objective
-    metric: Callable[[Params, Batch], dict[str, Array]]
-    train: Callable[[Step], Batch]
-    held_out: Callable[[Step], Batch]
+    metric: Callable[[Params, Any], dict[str, Array]]
+    train: Callable[[Step], Any]
+    held_out: Callable[[Step], Any]

@@ -83,20 +83,20 @@ def read_task(source: str | Path, *, split: str = "train", subset: str | None = 
     """
     if Path(source).suffix == ".txt":
         return TextFile(read_documents(source))
-    there = set(column_names(source, split=split, subset=subset))
+    there = column_names(source, split=split, subset=subset)
     if "choices" in there:
         return _choices(read_rows(source, ("prompt", "choices", "label"), split=split, subset=subset), source)
     if "passage" in there:
-        questions = read_boolq(source, split=split)
+        questions = read_boolq(source, split=split, subset=subset)
         return ChoiceFile(questions, [passage_of(question) for question in questions])
     if "answer_matching_behavior" in there:
-        kept = read_behaviours(source, split=split)
+        kept = read_behaviours(source, split=split, subset=subset)
         return ChoiceFile(kept.questions, [question.prompt for question in kept.questions], kept.num_left_out)
     if "prompt" in there:
         return _answers(read_rows(source, ("prompt", ("answers", "answer")), split=split, subset=subset), source)
     if "text" in there:
         return TextFile(read_documents(source, split=split, subset=subset))
-    got = ", ".join(f"`{name}`" for name in sorted(there)) or "no column"
+    got = ", ".join(f"`{name}`" for name in there) or "no column"
     raise InvalidInput(f"{source} must be text, or have the columns {FORMS}", got=got)
 
 
@@ -107,6 +107,9 @@ def _choices(rows: Iterable[Any], source: str | Path) -> ChoiceFile:
         options = _texts("choices", choices, place, at_least=2)
         if len(set(options)) < len(options):
             raise InvalidInput("`choices` must differ", got=f"{told(choices)} in {place}")
+        if questions and len(options) != len(questions[0].choices):
+            asked = f"`choices` must be equally many everywhere, {len(questions[0].choices)} as in the first row"
+            raise InvalidInput(asked, got=f"{len(options)} in {place}")
         questions.append(Question(prompt, options, _place_of(label, options, place)))
     _check_some(questions, source)
     return ChoiceFile(questions, [question.prompt for question in questions])
@@ -116,9 +119,10 @@ def _place_of(label: Any, choices: tuple[str, ...], place: str) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices):
         return label
     if isinstance(label, str):
-        for known in (choices, tuple(choice.strip() for choice in choices)):
-            if known.count(label if known is choices else label.strip()) == 1:
-                return known.index(label if known is choices else label.strip())
+        alike = [i for i, choice in enumerate(choices) if choice.strip() == label.strip()]
+        found = [choices.index(label)] if label in choices else alike
+        if len(found) == 1:
+            return found[0]
     raise InvalidInput(
         f"`label` must be one of the choices, {told(list(choices))}, or its place from 0 to {len(choices) - 1}",
         got=f"{told(label)} in {place}",

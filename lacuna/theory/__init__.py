@@ -22,6 +22,7 @@ from lacuna.theory.linear_regime import predicted_sigma_star as predicted_sigma_
 from lacuna.theory.linear_regime import rounding_floor as rounding_floor
 from lacuna.theory.sphere import expected_max_coordinate as expected_max_coordinate
 from lacuna.theory.sphere import expected_max_coordinate_square as expected_max_coordinate_square
+from lacuna.theory.sphere import mass_quantile as mass_quantile
 from lacuna.theory.sphere import max_coordinate_quantile as max_coordinate_quantile
 from lacuna.theory.subspace import Unit as Unit
 from lacuna.theory.subspace import subspace_gain as subspace_gain

@@ -1,4 +1,6 @@
-"""The largest of n coordinates of points drawn uniformly on the unit sphere, in float64 on the host.
+"""Points drawn uniformly on the unit sphere: the largest of n coordinates, and what a subspace holds of them.
+
+In float64 on the host.
 
 A point z / |z| with z ~ N(0, I_k) is uniform on the sphere S^(k-1), and its coordinate along any fixed
 direction u has the law `X = <u, z> / |z|`, `X^2 ~ Beta(1/2, (k-1)/2)`. With `T = sqrt(k-1) X / sqrt(1 - X^2)`,
@@ -17,6 +19,7 @@ import numpy as np
 from jaxtyping import Real
 from numpy.typing import NDArray
 
+from lacuna.errors import InvalidInput
 from lacuna.theory import maxima
 from lacuna.theory.maxima import Count, Double, Quantile
 
@@ -99,6 +102,35 @@ def max_coordinate_quantile(
     if dimension == 1:
         return np.where(both_signs | (log_q > -n * np.log(2.0)), 1.0, -1.0)[()]
     return maxima.quantile_of_max(_quantile(dimension), n, log_q, both_signs=both_signs)
+
+
+def mass_quantile(rank: int, dimension: int, q: Real[np.ndarray, "..."] | float) -> Double:
+    """Quantile q of the capture mass of a fixed vector by a uniformly random subspace.
+
+    To turn the subspace is to turn the vector: its mass is that of the first k of P coordinates of a point uniform on
+    the unit sphere, `(z_1^2 + ... + z_k^2) / |z|^2` with z ~ N(0, I_P), and so has the law Beta(k / 2, (P - k) / 2),
+    with mean k / P.
+
+    Args:
+      rank: k, of the subspace, from 0 to P.
+      dimension: P.
+      q: probabilities in [0, 1], numbers on the host.
+
+    Returns:
+      Quantiles in [0, 1], float64, in the shape of `q`.
+
+    Raises:
+      InvalidInput: the dimension is not a positive integer, the rank is not in 0..P, or q is outside [0, 1].
+    """
+    dimension = maxima.count_of("mass_quantile", "dimension", dimension)
+    if not 0 <= rank <= dimension:
+        raise InvalidInput("mass_quantile needs a rank from 0 to the dimension", got=f"{rank} in {dimension}")
+    q = maxima.probabilities("mass_quantile", q)
+    if rank in (0, dimension):
+        return np.full(q.shape, float(rank > 0))[()]
+    from scipy import special
+
+    return special.betaincinv(rank / 2, (dimension - rank) / 2, q)
 
 
 def _checked(asked: str, n: object, dimension: object) -> tuple[NDArray[np.int64], int]:

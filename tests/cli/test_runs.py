@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_run import SETTINGS, SMALL
 
-from lacuna import cli, search, setups, trees
+from lacuna import search, setups, trees
 from lacuna.checkpoints import native
 from lacuna.reports import records
 
@@ -81,7 +81,7 @@ def test_the_exported_candidate_has_the_recorded_loss(lacuna, copied, cache, tmp
     setup = setups.prepare(setups.SetupConfig(), eval_batch_size=8, cache=cache)
     params = native.load(tmp_path / "winner", jax.eval_shape(lambda: setup.params))
     (top,) = records.select(records.read(copied / "records.jsonl"), "top_score", rank=place)
-    assert search.score(setup.task.objective, params, setup.task.train(cli.SEARCH_STEP)) == np.float32(top.value)
+    assert search.score(setup.task.objective, params, setup.batch) == np.float32(top.value)
     about = json.loads((tmp_path / "winner" / "about.json").read_text())
     assert about["recipe"]["index"] == top.where["index"]
 

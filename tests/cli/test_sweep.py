@@ -248,7 +248,7 @@ def test_the_best_candidate_of_the_report_has_the_reported_loss_bit_for_bit(fini
     sweep = search.Sweep(search.gaussian(stacked=setup.model.stacked), (1e-3, 1e-2), 20, top_k=3)
     where = top.where
     winner = search.candidate(setup.params, sweep, where["index"], where["sigma"], where["sign"])
-    batch = setup.task.train(cli.SEARCH_STEP)
+    batch = setup.batch
     assert search.score(setup.task.objective.loss, winner, batch) == np.float32(top.value)
 
 

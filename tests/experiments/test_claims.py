@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import basis_drift, gradient_spectrum, krylov_recovery, static_bases, trajectory_prefix
+from experiments import basis_drift, gradient_spectrum, krylov_recovery, static_bases, task_scatter, trajectory_prefix
 from lacuna.reports import claims
 from lacuna.reports.records import Record
 
@@ -140,7 +140,7 @@ def gradients_of_tasks(strengths, noise, *, num_batches=8, size=3000, seed=0):
 
 def test_the_scatter_between_tasks_has_as_many_directions_as_were_planted():
     gram, labels, half = gradients_of_tasks([1.0, 1.0, 1.0], noise=0.3)
-    values = gradient_spectrum.between_tasks(gram, labels, half)
+    values = task_scatter.between_tasks(gram, labels, half)
     assert np.sum(values > 0.3 * values[0]) == 3
     assert np.abs(values[3:]).max() < 0.05 * values[0]
 
@@ -150,9 +150,9 @@ def test_without_differences_between_tasks_the_noise_cancels_and_permutations_ag
     totals, exceeded = [], []
     for seed in range(20):
         gram, labels, half = gradients_of_tasks([1e-9], noise=1.0, seed=seed)
-        total = gradient_spectrum.between_tasks(gram, labels, half).sum()
+        total = task_scatter.between_tasks(gram, labels, half).sum()
         null = [
-            gradient_spectrum.between_tasks(gram, gradient_spectrum.permuted(labels, half, rng), half).sum()
+            task_scatter.between_tasks(gram, task_scatter.permuted(labels, half, rng), half).sum()
             for _ in range(50)
         ]
         totals.append(total)
@@ -163,7 +163,7 @@ def test_without_differences_between_tasks_the_noise_cancels_and_permutations_ag
 
 def test_a_permutation_keeps_the_halves():
     labels, half = np.repeat(np.arange(3), 4), np.tile([0, 1], 6)
-    shuffled = gradient_spectrum.permuted(labels, half, np.random.default_rng(0))
+    shuffled = task_scatter.permuted(labels, half, np.random.default_rng(0))
     for h in (0, 1):
         np.testing.assert_array_equal(np.sort(shuffled[half == h]), np.sort(labels[half == h]))
     assert np.any(shuffled != labels)

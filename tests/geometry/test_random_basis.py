@@ -52,6 +52,7 @@ def test_the_capture_of_blocks_is_the_sum_over_blocks_beside_its_own_level():
     delta = jax.tree.map(lambda x: 3 * x, problems.odd_vector(seed=1))
     delta["a"] = 0.1 * delta["a"]
     inside = level = 0.0
+    shares, masses, levels = [], [], []
     d = oracles.flat(delta)
     for rows, part in [
         (basis.rows["a"], delta["a"]),
@@ -61,10 +62,17 @@ def test_the_capture_of_blocks_is_the_sum_over_blocks_beside_its_own_level():
         q, v = np.asarray(rows, np.float64).reshape(4, -1), np.asarray(part, np.float64).ravel()
         inside += np.sum((q @ v) ** 2)
         level += (v @ v) * min(4, v.size) / v.size
+        shares.append(v @ v / (d @ d))
+        masses.append(np.sum((q @ v) ** 2) / (v @ v))
+        levels.append(min(4, v.size) / v.size)
     found = geometry.block_capture(basis, delta)
     np.testing.assert_allclose(found.mass, inside / (d @ d), rtol=1e-5)
     np.testing.assert_allclose(found.random_mass, level / (d @ d), rtol=1e-5)
     assert found.rank == 4 + 1 + 4 + 0 + 12
+    for one, expected in zip(found.blocks, (shares, masses, levels), strict=True):
+        assert float(one["nothing"][0] if one["nothing"].ndim else one["nothing"]) == 0.0
+        blocks = np.concatenate([np.ravel(one["a"]), *map(np.ravel, one["b"]), np.ravel(one["stacked"])])
+        np.testing.assert_allclose(blocks, expected, rtol=1e-5)
 
 
 def test_random_blocks_capture_their_level_on_average():

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lacuna import geometry
 from lacuna.geometry.basis import split
+from lacuna.geometry.streamed import products_by_part, sketch_by_group
 
 SHAPES = {"attn": (64, 32), "bias": (32,), "scale": ()}
 SPECS = {"attn": PartitionSpec(None, "model"), "bias": PartitionSpec("model"), "scale": PartitionSpec()}
@@ -41,6 +42,11 @@ def curvature(t):
     return jax.tree.map(lambda x: x * (1 + jnp.abs(x) * 0 + jnp.arange(x.size).reshape(x.shape) % 7), t)
 
 
+def in_layers(t):
+    """Two layers of one leaf, along an axis that nobody shards."""
+    return {**t, "attn": jnp.stack([t["attn"], 2 * t["attn"]])}
+
+
 KERNELS = {
     "orthonormalise": (geometry.orthonormalise, (rows(4),), (1,)),
     "gram": (geometry.gram, (rows(4), rows(3, 1)), (1, 1)),
@@ -60,6 +66,16 @@ KERNELS = {
         (1, 1),
     ),
     "sketch": (lambda d: geometry.Sketch(jax.random.key(0), 16)(d), (vector(),), (0,)),
+    "products_by_part": (
+        lambda a, b: products_by_part(in_layers(a), in_layers(b), stacked=("attn",)),
+        (vector(), vector(3)),
+        (0, 0),
+    ),
+    "sketch_by_group": (
+        lambda d: sketch_by_group(jax.random.key(0), in_layers(d), size=16, stacked=("attn",), places=(0, 1, 2, 2)),
+        (vector(),),
+        (0,),
+    ),
     "random_basis": (lambda d: geometry.random_basis(jax.random.key(0), d, rank=3), (vector(),), (0,)),
     "block_capture": (
         lambda r, d: geometry.block_capture(geometry.block_orthonormalise(r), d),

@@ -154,3 +154,13 @@ def test_a_share_or_an_interval_that_is_not_known_leaves_its_place_empty(tmp_pat
 
 def test_the_finalists_are_folded_away(tmp_path):
     assert "<details><summary>The 1 best candidates</summary>\n\n| place |" in page(tmp_path)
+
+
+def test_what_rounding_left_of_each_step_is_a_row_for_each_kind_of_weights(tmp_path):
+    told = {"realised_share": 0.25, "rounding_noise": 0.625, "unmoved": 0.974}
+    where = {"sigma": 1e-3, "leaves": "vectors"}
+    rounding = [records.Record("sweep", quantity, number, "1", where) for quantity, number in told.items()]
+    run = run_folder(tmp_path, [*sweeps.sweep_records(), *rounding])
+    text = sweep_report.write_report(run).read_text()
+    assert "| 0.001 | vectors | 0.250 | 0.625 | 97 % |" in text
+    assert "What rounding left" not in page(tmp_path)

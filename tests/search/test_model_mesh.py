@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_lm
+from compiled_text import COLLECTIVE, of_matrices, shapes
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lacuna import geometry, keys, meshes
@@ -16,19 +17,6 @@ from lacuna.search import Sweep, evaluate, gaussian, in_basis, low_rank, run_swe
 from lacuna.search.stepper import Stepper
 
 STACKED = tiny_lm.MODEL.stacked
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(?:-start)?\(")
-SHAPE = re.compile(r"\w+\[([\d,]*)\]")
-
-
-def shapes(text):
-    """All shapes that are named, without axes of length one."""
-    return {tuple(int(n) for n in found.split(",") if n not in ("", "1")) for found in SHAPE.findall(text)}
-
-
-def of_matrices(arrays):
-    """Shapes of the leaves and of one layer of each."""
-    return {shape[cut:] for shape in arrays for cut in range(len(shape) - 1)}
-
 
 CASES = {
     "gaussian": (tiny_lm.loss, gaussian(stacked=STACKED), 2, "sigma"),

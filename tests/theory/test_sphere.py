@@ -163,3 +163,30 @@ def test_draws_and_dimensions_that_are_no_positive_integers_are_refused(wrong):
 def test_a_probability_outside_the_unit_interval_is_refused():
     with pytest.raises(InvalidInput, match="max_coordinate_quantile needs probabilities"):
         theory.max_coordinate_quantile(5, 3, 1.1)
+
+
+@pytest.mark.parametrize(("rank", "dimension"), [(1, 2), (3, 10), (16, 3_505_152), (16, 7 * 10**9)])
+def test_the_mass_of_a_random_subspace_has_its_mean_and_its_distribution(rank, dimension):
+    q = (np.arange(20_000) + 0.5) / 20_000
+    masses = theory.mass_quantile(rank, dimension, q)
+    assert np.all(np.diff(masses) > 0)
+    np.testing.assert_allclose(np.mean(masses), rank / dimension, rtol=1e-3)
+    if dimension > 10**6:  # the sum of k squares of normals, over P
+        np.testing.assert_allclose(special.gammainc(rank / 2, dimension * masses / 2), q, atol=1e-4)
+    else:
+        np.testing.assert_allclose(special.betainc(rank / 2, (dimension - rank) / 2, masses), q, rtol=1e-9)
+
+
+def test_the_mass_of_one_dimension_is_the_square_of_a_coordinate():
+    q = np.array([0.025, 0.5, 0.975])
+    largest = theory.max_coordinate_quantile(1, 7, q, both_signs=True)
+    np.testing.assert_allclose(theory.mass_quantile(1, 7, q), largest**2, rtol=1e-9)
+
+
+def test_nothing_and_everything_have_their_mass_for_certain():
+    assert theory.mass_quantile(0, 5, 0.9) == 0.0
+    assert theory.mass_quantile(5, 5, 0.1) == 1.0
+    with pytest.raises(InvalidInput, match="rank from 0 to the dimension; got 6 in 5"):
+        theory.mass_quantile(6, 5, 0.5)
+    with pytest.raises(InvalidInput, match="probabilities"):
+        theory.mass_quantile(1, 5, 1.5)

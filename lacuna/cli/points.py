@@ -1,0 +1,285 @@
+"""What the options of a search ask for: a point in a model's parameters, a task there, a law of noise, and a mesh."""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lacuna.cli.options import SweepOptions
+from lacuna.cli.tables import format_bytes
+from lacuna.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from lacuna.captures.bases import BasisSpec
+    from lacuna.search import Family, Sweep
+    from lacuna.setups import LanguageSetup, ModelConfig, Setup, SetupConfig, TaskConfig
+
+    Point = Setup | LanguageSetup
+
+DIGIT_TASK = "sort"
+"""Of the synthetic transformer, if none is named."""
+
+
+def check(options: SweepOptions, mesh: "Mesh") -> "Sweep":
+    """What to evaluate. What can be wrong with the options of the search is found here, before anything is loaded.
+
+    Args:
+      options: of the search.
+      mesh: on which.
+
+    Raises:
+      InvalidInput: a value outside its domain, options that exclude each other, or a model that does not fit.
+    """
+    from lacuna import search
+
+    for name, least in (("batch_size", 1), ("rank", 1)):
+        if getattr(options, name) < least:
+            raise InvalidInput(f"{name} must be at least {least}", got=getattr(options, name))
+    if options.probes < 2 and options.probes != 0:
+        raise InvalidInput("probes must be at least 2, or 0 for no prediction", got=options.probes)
+    if options.relative and options.scales:
+        raise InvalidInput("relative scales every leaf by its size", got="scales, too", hint="one of the two")
+    if options.basis is not None:
+        _basis_spec(options)
+        if options.noise != "gaussian":
+            raise InvalidInput("noise in a basis is gaussian", got=options.noise, hint="no --noise or no --basis")
+    if options.scales:
+        search.scaled(search.gaussian(), _scales(options))
+    names = ("num_candidates", "seed", "antithetic", "top_k", "chunk", "width", "unit")
+    sweep = search.Sweep(search.gaussian(), options.sigmas, **{name: getattr(options, name) for name in names})
+    _check_language(options)
+    if options.model is not None:
+        _check_fits(options, options.model, mesh)
+    return sweep
+
+
+def _check_language(options: SweepOptions) -> None:
+    """Raise for options that need --model where there is none."""
+    if options.model is not None:
+        if options.task is None:
+            raise InvalidInput("a search around a language model needs a task", got="none", hint="--task FILE")
+        return
+    for name in ("tokenizer", "dtype", "adapter", "layerwise"):
+        if getattr(options, name):
+            raise InvalidInput(f"{name} is an option of a language model", got="no --model", hint="--model FOLDER")
+    if options.objective != "nats":
+        raise InvalidInput("objective is an option of a language model", got="no --model", hint="--model FOLDER")
+
+
+def _check_fits(options: SweepOptions, model: str, mesh: "Mesh") -> None:
+    """Raise if the weights and a candidate do not fit into the memory of a device, by the headers alone."""
+    from lacuna import meshes
+    from lacuna.checkpoints.plan import plan_hf
+
+    limit = _device_bytes(mesh)
+    if limit is None:
+        return
+
+    def needed(dtype: str, *, layerwise: bool, split: int) -> int:
+        found = plan_hf(model, model=split, dtype=dtype, ignore=options.ignore)
+        if options.adapter is not None:
+            return found.needs()["parameters"]
+        if options.basis is not None:
+            return found.needs()["and a whole candidate"] + 4 * options.basis_rank * found.parameters_per_device
+        return found.needs()["and one layer of a candidate" if layerwise else "and a whole candidate"]
+
+    dtype, split = options.dtype or "float32", mesh.shape.get(meshes.MODEL, 1)
+    asked = needed(dtype, layerwise=options.layerwise, split=split)
+    if asked < limit:
+        return
+    tries = {
+        "--layerwise": (dtype, True, split),
+        "--dtype bfloat16": ("bfloat16", options.layerwise, split),
+        "--dtype bfloat16 --layerwise": ("bfloat16", True, split),
+        **{f"--mesh 1 {n} on {n} devices": (dtype, options.layerwise, n) for n in (2, 4, 8, 16, 32, 64) if n > split},
+    }
+    fits = (how for how, (d, one_layer, n) in tries.items() if needed(d, layerwise=one_layer, split=n) < limit)
+    what = "its weights and a basis" if options.basis is not None else "its weights and a candidate"
+    raise InvalidInput(
+        f"{model} must fit: {what} take {format_bytes(asked)} of each device as {dtype}, activations on top",
+        got=f"{format_bytes(limit)} there",
+        hint=next(fits, "a smaller model, or a smaller --basis-rank" if options.basis else "a smaller model"),
+    )
+
+
+def _device_bytes(mesh: "Mesh") -> int | None:
+    """Memory of a device of this host; of a CPU device its share of what the host has."""
+    local = [device for device in mesh.devices.flat if device.process_index == mesh.local_devices[0].process_index]
+    if local[0].platform != "cpu":
+        return (local[0].memory_stats() or {}).get("bytes_limit")
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(local)
+
+
+def mesh_of(options: SweepOptions) -> "Mesh":
+    """The mesh that the options ask for, over the devices of all hosts."""
+    import jax
+
+    from lacuna import meshes
+
+    if options.mesh is None:
+        return meshes.candidate_mesh()
+    candidates, model = options.mesh
+    num_devices = jax.device_count()
+    if min(candidates, model) < 1 or candidates * model != num_devices:
+        raise InvalidInput(
+            f"mesh must be two numbers whose product is the number of devices, {num_devices}",
+            got=f"{candidates} {model}",
+            hint=f"--mesh {num_devices} 1",
+        )
+    return meshes.model_mesh(model)
+
+
+def prepare(options: SweepOptions, mesh: "Mesh", console: Console) -> "Point":
+    """The point and the task, the parameters split over the mesh if it has a second axis."""
+    import jax
+
+    from lacuna import hosts, setups
+    from lacuna.models import sharding
+
+    def notice(sentence: str) -> None:
+        console.print(sentence, style="yellow", soft_wrap=True)
+
+    splits = options.mesh is not None and options.mesh[1] > 1
+    if options.model is not None:
+        console.print(f"Reading {options.task} and {options.model} ...", soft_wrap=True)
+        own, task = language_configs(options)
+        return setups.prepare_language(
+            own, task, mesh=mesh if splits else None, layerwise=options.layerwise, notice=notice
+        )
+    if jax.process_count() == 1:
+        setup = _digits(options, console, notice)
+    else:  # the first host loads or trains it, the others are told
+        ready: list[Setup] = []
+        hosts.agree(lambda: ready.append(_digits(options, console, notice)))
+        if not ready:
+            config = _digits_config(options)
+            ready.append(setups.untrained(config, eval_batch_size=options.batch_size))
+        params = jax.tree.map(lambda leaf: jax.numpy.asarray(hosts.share(jax.device_get(leaf))), ready[0].params)
+        setup = ready[0]._replace(params=params)
+    return setup._replace(params=sharding.place(setup.params, mesh)) if splits else setup
+
+
+def language_configs(options: SweepOptions) -> "tuple[ModelConfig, TaskConfig]":
+    """The model and the task that the options name."""
+    from lacuna import setups
+
+    assert options.model is not None
+    assert options.task is not None
+    own = setups.ModelConfig(
+        source=options.model,
+        tokenizer=options.tokenizer or "",
+        dtype=options.dtype or "float32",
+        adapter=options.adapter or "",
+        adapter_rank=options.adapter_rank,
+        adapter_sites=options.adapter_sites,
+        ignore=options.ignore,
+    )
+    task = setups.TaskConfig(
+        source=options.task,
+        split=options.split,
+        objective=options.objective,
+        length=options.length,
+        batch_size=options.batch_size,
+        held_out_share=options.held_out_share,
+        begin=options.begin,
+        seed=options.setup_seed,
+    )
+    return own, task
+
+
+def _digits(options: SweepOptions, console: Console, notice: Callable[[str], None]) -> "Setup":
+    """The synthetic model, with a progress line for each training that has to be run."""
+    from lacuna import setups
+    from lacuna.reports.progress import Advance, progress
+
+    with ExitStack() as stack:
+        shown: dict[str, Advance] = {}
+
+        def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
+            if stage not in shown:
+                stack.close()  # the stage before is over
+                shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
+            shown[stage](step, num_steps, f"loss {loss:.3f}")
+
+        return setups.prepare(
+            _digits_config(options),
+            eval_batch_size=options.batch_size,
+            cache=options.cache,
+            advance=advance,
+            notice=notice,
+        )
+
+
+def _digits_config(options: SweepOptions) -> "SetupConfig":
+    from lacuna import setups
+
+    return setups.SetupConfig(state=options.state, task=options.task or DIGIT_TASK, seed=options.setup_seed)
+
+
+def title(options: SweepOptions) -> str:
+    """What is searched around, for the head of a report."""
+    if options.model is None:
+        return f"{options.state} synthetic transformer, task `{options.task or DIGIT_TASK}`"
+    what = f"{options.model}, task `{options.task}` ({options.objective})"
+    return f"adapter {options.adapter} of {what}" if options.adapter else what
+
+
+def with_family(sweep: "Sweep", options: SweepOptions, setup: "Point") -> "Sweep":
+    """The sweep with the noise that the options ask for, at the point of the setup."""
+    from lacuna import search
+
+    stacked = setup.model.stacked
+    family: Family
+    if options.basis is not None:
+        family = _in_basis(options, setup)
+    elif options.noise == "gaussian":
+        family = search.gaussian(stacked=stacked)
+    elif options.noise == "rademacher":
+        family = search.rademacher(stacked=stacked)
+    else:
+        family = search.low_rank(options.rank, stacked=stacked)
+    if options.relative:
+        family = search.scaled(family, search.relative_scales(setup.params, stacked=stacked))
+    elif options.scales:
+        family = search.scaled(family, _scales(options))
+    family.check(setup.params)
+    return replace(sweep, family=family)
+
+
+def _basis_spec(options: SweepOptions) -> "BasisSpec":
+    from lacuna.captures.bases import BasisSpec
+
+    assert options.basis is not None
+    return BasisSpec(options.basis, rank=options.basis_rank)
+
+
+def _in_basis(options: SweepOptions, setup: "Point") -> "Family":
+    """Noise in a basis of the task at the point, from rows that no candidate is scored on."""
+    from lacuna import search
+    from lacuna.captures.bases import task_basis
+
+    task = setup.task
+    if options.basis != "random" and not task.objective.smooth:
+        raise InvalidInput(
+            f"a {options.basis} basis needs a loss with a gradient", got=options.objective, hint="--objective nats"
+        )
+    basis = task_basis(_basis_spec(options), task.objective.loss, setup.params, task.train, seed=options.setup_seed)
+    return search.in_basis(basis, stacked=setup.model.stacked)
+
+
+def _scales(options: SweepOptions) -> dict[str, float]:
+    found = {}
+    for text in options.scales:
+        pattern, _, number = text.rpartition("=")
+        try:
+            found[pattern] = float(number)
+        except ValueError as fault:
+            raise InvalidInput("scales are PATTERN=NUMBER", got=f"`{text}`", hint="'layers/.*=1'") from fault
+    return found
