@@ -82,7 +82,7 @@ class Config:
     Attributes:
       num_seeds: seeds 0, 1, ... of rows and noise.
       num_draws: N of Gaussian steps; each draw is tried with both signs.
-      num_family_draws: of each other family, and of the points that are there for the density alone.
+      num_family_draws: of each other family, and around untrained weights.
       radii: root mean square lengths of a step as shares of the weights' norm, ascending.
       error_radii: of them, those of the searches over right answers.
       family_radii: of them, those at which families are compared.
@@ -173,11 +173,11 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
         where: dict[str, At] = {"seed": seed, "place": place.name, "num_params": trees.size(place.params)}
         for measured in (_main, _by_answers, _families, _one_step):
             found += [_placed(record, where) for record in measured(config, place, seed, told)]
-    for place in search_places.compared(config.places, seed, cache, told):
-        where = {"seed": seed, "place": place.name, "num_params": trees.size(place.params)}
-        told(f"{place.name}: which share improves")
-        result = _searched(config, place, place.loss, seed, config.num_family_draws, config.radii)
-        found += [_placed(record, where) for record in _density(config, place, result, seed)]
+        twin = search_places.untrained(place, seed)
+        told(f"{twin.name}: which share improves")
+        result = _searched(config, twin, twin.loss, seed, config.num_family_draws, config.radii)
+        where = {**where, "place": twin.name}
+        found += [_placed(record, where) for record in _density(config, twin, result, seed)]
     return found
 
 
@@ -207,9 +207,7 @@ def _searched(
         top_k=config.top_k,
         unit="rms_radius",
     )
-    return search.run_sweep(
-        loss, place.params, place.batch if batch is None else batch, sweep, programs=PROGRAMS
-    )
+    return search.run_sweep(loss, place.params, place.rows.scored if batch is None else batch, sweep, programs=PROGRAMS)
 
 
 def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
@@ -226,7 +224,7 @@ def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Recor
         for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
             yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": "one σ"})
     yield from _density(config, place, result, seed)
-    yield from _held_out(result, place.loss, place, place.batch, "nats")
+    yield from _held_out(result, place.loss, place, place.rows.scored, "nats")
     columns = [config.radii.index(radius) for radius in config.family_radii]
     yield from _best_held_out(config, result, place, "one σ", place.loss, place.params, columns)
     if place.task == "choices":
@@ -237,7 +235,7 @@ def _density(config: Config, place: Place, result: search.SweepResult, seed: int
     """How many candidates improve, and what gradient and curvature foretell, in units of the weights' norm."""
     norm = float(trees.norm(place.params))
     known = search.landscape(
-        place.loss, place.params, place.batch, result.sweep, seed=seed, num_probes=config.num_probes
+        place.loss, place.params, place.rows.scored, result.sweep, seed=seed, num_probes=config.num_probes
     )
     for name, number in (
         ("slope", known.slope * norm),
@@ -252,17 +250,16 @@ def _density(config: Config, place: Place, result: search.SweepResult, seed: int
         yield Record(NAME, "improving", share, "1", {"radius": radius})
 
 
-def _held_out(
-    result: search.SweepResult, loss: Loss, place: Place, batch: Any, objective: str
-) -> Iterator[Record]:
+def _held_out(result: search.SweepResult, loss: Loss, place: Place, batch: Any, objective: str) -> Iterator[Record]:
     """The winner, the top K and as many random candidates on held-out rows."""
-    for record in search.held_out_records(result, loss, place.params, batch, place.held_out):
+    for record in search.held_out_records(result, loss, place.params, batch, place.rows.held_out):
         group = str(record.where["group"])
         short = "winner" if group == "winner" else "top" if group.startswith("top") else "random"
         yield replace(record, where={**record.where, "group": short, "objective": objective})
     if result.best is not None:
-        yield Record(NAME, "winner_radius", result.best.sigma / float(trees.norm(place.params)), "1",
-                     {"objective": objective})
+        yield Record(
+            NAME, "winner_radius", result.best.sigma / float(trees.norm(place.params)), "1", {"objective": objective}
+        )
 
 
 def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
@@ -270,7 +267,7 @@ def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator
     if place.error is None:
         return
     told(f"{place.name}: a search over right answers, and one over shuffled labels")
-    for objective, batch in (("accuracy", place.batch), ("shuffled labels", search_places.shuffled(place, seed))):
+    for objective, batch in (("accuracy", place.rows.scored), ("shuffled labels", search_places.shuffled(place, seed))):
         result = _searched(
             config, place, place.error, seed, config.num_draws, config.error_radii, batch=batch, name=objective
         )
@@ -293,8 +290,10 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
             sigmas = [radius * norm for radius in config.family_radii]
             family = family_of(config, place, name, slope)
         seed_of_noise = noise_seed(NAME, place.name, seed, name)
-        sweep = search.Sweep(family, tuple(sigmas), config.num_family_draws, seed_of_noise, top_k=config.top_k, unit=unit)
-        result = search.run_sweep(at.loss, at.params, place.batch, sweep, programs=PROGRAMS)
+        sweep = search.Sweep(
+            family, tuple(sigmas), config.num_family_draws, seed_of_noise, top_k=config.top_k, unit=unit
+        )
+        result = search.run_sweep(at.loss, at.params, place.rows.scored, sweep, programs=PROGRAMS)
         sizes = search.subset_sizes(config.num_family_draws, per_octave=1)
         curves = search.measured_curves(result.base_score, result.scores, sizes)["both"]
         for j, radius in enumerate(config.family_radii):
@@ -323,7 +322,7 @@ def family_of(config: Config, place: Place, name: str, slope: Delta) -> search.F
     kinds = {"in gradients": "gradient", "in first updates": "prefix", "in random directions": "random"}
     if name in kinds:
         spec = BasisSpec(kinds[name], rank=config.rank, learning_rate=1e-3)
-        return search.in_basis(task_basis(spec, place.loss, place.params, place.others), stacked=stacked)
+        return search.in_basis(task_basis(spec, place.loss, place.params, place.rows.others), stacked=stacked)
     if name in scales:
         return search.scaled(gaussian, scales[name]())
     if name == "random signs":
@@ -366,7 +365,7 @@ def factor_sigma(spec: LoraSpec, factors: Params, length: float) -> float:
 
 def _slope(place: Place) -> Delta:
     """The gradient on rows that are neither scored nor held out."""
-    rows = [derivatives.gradient(place.loss, place.params, place.others(step)) for step in range(NUM_SLOPES)]
+    rows = [derivatives.gradient(place.loss, place.params, place.rows.others(step)) for step in range(NUM_SLOPES)]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *rows)
 
 
@@ -376,7 +375,7 @@ def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
     direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
     for radius in config.radii:
         moved = trees.axpy(radius * trees.norm(place.params), direction, place.params)
-        gains = _gains(place.loss, [place.params, moved], (place.batch, *place.held_out))[0]
+        gains = _gains(place.loss, [place.params, moved], (place.rows.scored, *place.rows.held_out))[0]
         at: dict[str, At] = {"radius": radius, "family": "a gradient step"}
         yield Record(NAME, "step_gain", gains[0], "nats", at)
         yield Record(NAME, "held_out_gain", float(gains[1:].mean()), "nats", at)
@@ -405,7 +404,7 @@ def _best_held_out(
         points = [
             search.candidate(params, sweep, int(draw), sweep.sigmas[column], 1 - 2 * int(side)) for draw, side in best
         ]
-        gains = _gains(loss, [params, *points], place.held_out)
+        gains = _gains(loss, [params, *points], place.rows.held_out)
         yield Record(NAME, "held_out_gain", float(gains.mean()), "nats", {"radius": radius, "family": family})
 
 
@@ -426,10 +425,10 @@ def _bias_gain(place: Place) -> float:
         of_right = of_answers[np.arange(len(right)), right]
         return float(np.mean(logsumexp(of_answers, axis=1) - of_right))
 
-    scored = read(place.batch)
+    scored = read(place.rows.scored)
     zero = np.zeros(scored[0].shape[1])
     bias = minimize(lambda b: loss(b, *scored) + PENALTY * float(b @ b), zero).x
-    held_out = [read(rows) for rows in place.held_out]
+    held_out = [read(rows) for rows in place.rows.held_out]
     return float(np.mean([loss(zero, *rows) - loss(bias, *rows) for rows in held_out]))
 
 

@@ -77,7 +77,9 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
             if objective == "accuracy":
                 chance: dict[str, Place] = {"objective": "shuffled labels", "group": "top"}
                 against = distance(records, top, chance, place=place)
-                found = {name: spread(records, name, place=place, **chance) for name in ("search_gain", "held_out_gain")}
+                found = {
+                    name: spread(records, name, place=place, **chance) for name in ("search_gain", "held_out_gain")
+                }
                 control += (
                     f"; shuffled labels gain {found['search_gain']} on scored rows and {found['held_out_gain']} on "
                     f"held-out ones, distance {against}"

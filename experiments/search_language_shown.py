@@ -211,9 +211,7 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
     panel.legend(fontsize=7.5)
 
 
-def _families_figure(
-    records: Sequence[Record], config: Any, names: Sequence[str]
-) -> dict[str, tuple["Figure", str]]:
+def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str]) -> dict[str, tuple["Figure", str]]:
     figure, panels = drawing.panels(
         len(names) * len(config.family_radii), width=3.3, height=3.8, sharey=True, left=True
     )

@@ -5,11 +5,14 @@ rows that are held out are of other events. *text*: the next token; without a fi
 library. Another seed takes other rows for everything.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import contrasts, language_models
@@ -20,11 +23,13 @@ from lacuna.checkpoints import Adapter
 from lacuna.checkpoints.configs import spec_from_config
 from lacuna.errors import InvalidInput
 from lacuna.models.model import Model
-from lacuna.setups import LanguageModel, TaskConfig, language
-from lacuna.tasks import Question, choices, task_files
+from lacuna.setups import HELD_OUT_BATCHES, LanguageModel
+from lacuna.tasks import Question, choices, row_streams, task_files, text
+from lacuna.tasks.contrast import fitting
 from lacuna.tasks.language import language_loss
+from lacuna.tasks.task import Batch
 from lacuna.training import BatchAt
-from lacuna.types import Batch, Loss, Params
+from lacuna.types import Loss, Params
 
 TaskName = Literal["choices", "text"]
 
@@ -60,7 +65,7 @@ class PlacesSpec:
       num_rows: of text, that every candidate is scored on.
       length: tokens of a row of text.
       num_characters: of the text, from a place that the seed chooses.
-      held_out_share: of the rows.
+      held_out_share: of the rows, by events or passages.
       adapter_rank: of the adapter whose factors are searched.
     """
 
@@ -94,16 +99,30 @@ class Opened(NamedTuple):
 
     Attributes:
       base: model, weights and tokenizer.
-      begin: text of the token in front of every question.
+      begin: the token in front of every question; None where there is none.
       losses: by name: `nats` and `accuracy` of choices, `text`, and with `, adapter` the first and the last over the
         factors of an adapter.
       adapter: a fresh one.
     """
 
     base: Base
-    begin: str
+    begin: int | None
     losses: dict[str, Loss]
     adapter: Adapter
+
+
+class Rows(NamedTuple):
+    """Rows by what they are for; of one shape for every seed, so that nothing is compiled twice.
+
+    Attributes:
+      scored: what every candidate is scored on.
+      held_out: batches that none of them saw.
+      others: batches of rows that are neither.
+    """
+
+    scored: Batch
+    held_out: tuple[Batch, ...]
+    others: BatchAt
 
 
 class Place(NamedTuple):
@@ -118,10 +137,8 @@ class Place(NamedTuple):
       error: the share of wrong answers; None of text.
       adapter: fresh, beside the weights.
       adapter_loss: nats, over its factors.
-      batch: what every candidate is scored on.
-      held_out: batches that none of them saw.
-      others: rows that are neither.
       nats_at: of choices, as `choices.choice_nats` takes it.
+      rows: of a seed.
     """
 
     name: str
@@ -132,10 +149,8 @@ class Place(NamedTuple):
     error: Loss | None
     adapter: Adapter
     adapter_loss: Loss
-    batch: Batch
-    held_out: tuple[Batch, ...]
-    others: BatchAt
     nats_at: Callable[..., Any]
+    rows: Rows
 
 
 _OPENED: dict[tuple[str, PlacesSpec], Opened] = {}
@@ -160,58 +175,91 @@ def resolved(spec: PlacesSpec) -> dict[str, str]:
 def places(spec: PlacesSpec, seed: int, cache: Path, told: Told) -> Iterator[Place]:
     """Every model with its task, on the rows of a seed."""
     for source, task in spec.asked:
-        yield place(spec, source, task, seed, cache, told)
+        opened = _OPENED.get((source, spec)) or _OPENED.setdefault((source, spec), _open(spec, source, cache, told))
+        name = "nats" if task == "choices" else "text"
+        yield Place(
+            name=f"{opened.base.name}, {task}",
+            task=task,
+            model=opened.base.model,
+            params=opened.base.params,
+            loss=opened.losses[name],
+            error=opened.losses["accuracy"] if task == "choices" else None,
+            adapter=opened.adapter,
+            adapter_loss=opened.losses[f"{name}, adapter"],
+            nats_at=partial(models.nats_at, opened.base.model),
+            rows=_choice_rows(spec, opened, seed) if task == "choices" else _text_rows(spec, opened, seed),
+        )
 
 
-def compared(spec: PlacesSpec, seed: int, cache: Path, told: Told) -> Iterator[Place]:
-    """For the density alone: a model of choices on text, and an untrained twin of a model of text on the same rows."""
-    for source, task in spec.asked:
-        found = place(spec, source, "text", seed, cache, told)
-        if task == "text":
-            found = found._replace(params=found.model.init(keys.stream(seed, "untrained")))
-        yield found._replace(name=f"{found.name}, untrained" if task == "text" else found.name)
+def untrained(place: Place, seed: int) -> Place:
+    """The place's model with new random weights, on the same rows."""
+    params = place.model.init(keys.stream(seed, "untrained"))
+    return place._replace(name=f"{place.name}, untrained", params=params)
 
 
-def place(spec: PlacesSpec, source: str, task: TaskName, seed: int, cache: Path, told: Told) -> Place:
-    """One model with one task, on the rows of a seed."""
-    opened = _OPENED.get((source, spec)) or _OPENED.setdefault((source, spec), _open(spec, source, cache, told))
-    base = opened.base
-    of_choices = task == "choices"
-    config = TaskConfig(
-        task,
-        length=spec.length,
-        batch_size=spec.num_questions if of_choices else spec.num_rows,
-        held_out_share=spec.held_out_share,
-        begin=opened.begin if of_choices else "",
-        seed=seed,
-    )
-    at = LanguageModel(base.model, base.params, None, None, Path())
-    rows = _questions(spec, seed) if of_choices else _text(spec, seed)
-    setup = language.with_task(at, rows, config, _Tokenizer(base.encode), notice=told)
-    name = "nats" if of_choices else "text"
-    return Place(
-        name=f"{base.name}, {task}",
-        task=task,
-        model=base.model,
-        params=base.params,
-        loss=opened.losses[name],
-        error=opened.losses["accuracy"] if of_choices else None,
-        adapter=opened.adapter,
-        adapter_loss=opened.losses[f"{name}, adapter"],
-        batch=setup.batch,
-        held_out=setup.held_out,
-        others=setup.task.train,
-        nats_at=at.bound(models.nats_at),
-    )
+def _choice_rows(spec: PlacesSpec, opened: Opened, seed: int) -> Rows:
+    questions, groups = _questions(spec)
+    room = opened.base.model.spec.max_positions
+    kept = set(fitting(questions, opened.base.encode, max_length=room, begin=opened.begin).questions)
+    pairs = [(question, group) for question, group in zip(questions, groups, strict=True) if question in kept]
+    questions, groups = [question for question, _ in pairs], [group for _, group in pairs]
+    every = choices.choice_rows(questions, opened.base.encode, max_length=room, begin=opened.begin)
+    return split(every, every.right, groups, size=spec.num_questions, share=spec.held_out_share, seed=seed)
 
 
-class _Tokenizer(NamedTuple):
-    """A function from text to tokens where a tokenizer of transformers is asked for."""
+def _text_rows(spec: PlacesSpec, opened: Opened, seed: int) -> Rows:
+    stretch = _stretch(spec, seed)
+    packed = text.pack([stretch], opened.base.encode, length=spec.length)
+    every = Batch(packed.tokens, packed.answer)
+    alone = [str(row) for row in range(packed.num_rows)]
+    return split(every, np.zeros(packed.num_rows), alone, size=spec.num_rows, share=spec.held_out_share, seed=seed)
 
-    function: Callable[[str], list[int]]
 
-    def encode(self, text: str, **_: Any) -> list[int]:
-        return self.function(text)
+def split(every: Any, labels: np.ndarray, groups: Sequence[str], *, size: int, share: float, seed: int) -> Rows:
+    """Rows by what they are for, with as many of each label everywhere as there are in all.
+
+    A group is held out whole, and batches of held-out rows are of one group after the other.
+
+    Args:
+      every: a batch of all rows.
+      labels: of each row.
+      groups: of each row what it may share with others.
+      size: rows that are scored, and of every batch.
+      share: of the groups that are held out.
+      seed: of which those are.
+
+    Raises:
+      InvalidInput: too few rows for a scored batch, one that is held out and one to build bases on.
+    """
+    random = np.random.default_rng(seed)
+    names, first, of_row = np.unique(groups, return_index=True, return_inverse=True)
+    order = _mixed(labels[first], random)
+    away = order[: round(share * len(names))]
+    held_out = np.concatenate([np.flatnonzero(of_row == group) for group in away] or [np.zeros(0, int)])
+    here = np.flatnonzero(~np.isin(of_row, away))
+    here = here[_mixed(labels[here], random)]
+    searched, others = here[:size], here[size:]
+    if min(len(searched), len(held_out), len(others)) < size:
+        got = f"{len(searched)}, {len(held_out)} and {len(others)}"
+        raise InvalidInput(f"rows to search on, to hold out and to build bases on must be {size} each", got=got)
+    num_batches = min(HELD_OUT_BATCHES, len(held_out) // size)
+    parts = [held_out[i * size : (i + 1) * size] for i in range(num_batches)]
+    stream = row_streams.row_stream(_taken(every, others), seed=seed, batch_size=size, name="basis")
+    return Rows(_taken(every, searched), tuple(_taken(every, part) for part in parts), stream)
+
+
+def _mixed(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A random order in which every stretch holds each label about as often as the whole does."""
+    order = random.permutation(len(labels))
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        position[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return order[np.argsort(position[order], kind="stable")]
+
+
+def _taken(rows: Any, which: np.ndarray) -> Any:
+    return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)[which]), rows)
 
 
 def _model_spec(source: str) -> LanguageModelSpec:
@@ -232,7 +280,7 @@ def _open(spec: PlacesSpec, source: str, cache: Path, told: Told) -> Opened:
         losses[f"nats{suffix}"] = choices.choice_loss(point.bound(models.nats_at))
         losses[f"text{suffix}"] = language_loss(point.bound(models.next_token_nats))
     losses["accuracy"] = choices.choice_loss(points[""].bound(models.nats_at), objective="accuracy")
-    begin = "<s>" if source == str(contrasts.STORIES / "model") else ""
+    begin = base.encode("<s>")[0] if source == str(contrasts.STORIES / "model") else None
     return Opened(base._replace(name=short.get(base.name, base.name)), begin, losses, adapter)
 
 
@@ -242,23 +290,23 @@ def _random(source: str) -> Base:
     return Base(name, model, model.init(keys.stream(0, "init")), lambda text: list(text.encode()))
 
 
-def _questions(spec: PlacesSpec, seed: int) -> task_files.ChoiceFile:
-    """Questions whose groups bear the seed's name, so that another seed holds out others."""
+def _questions(spec: PlacesSpec) -> tuple[list[Question], list[str]]:
+    """Questions, and of each what it shares with others."""
     if spec.questions:
         found = task_files.read_task(spec.questions)
         assert isinstance(found, task_files.ChoiceFile)
-        return found._replace(groups=[f"{seed}/{group}" for group in found.groups])
+        return found.questions, found.groups
     questions, groups = [], []
     for events in zip(contrasts.HAPPY, contrasts.SAD, strict=True):
         for right, event in enumerate(events):
             for name in contrasts.GIRLS + contrasts.BOYS:
                 prompt = contrasts.TEMPLATES["feelings"].format(name=name, event=event)
                 questions.append(Question(prompt, (" happy", " sad"), right))
-                groups.append(f"{seed}/{event}")
-    return task_files.ChoiceFile(questions, groups)
+                groups.append(event)
+    return questions, groups
 
 
-def _text(spec: PlacesSpec, seed: int) -> task_files.TextFile:
+def _stretch(spec: PlacesSpec, seed: int) -> str:
     """A stretch of the text that begins where the seed says."""
     if spec.text:
         found = task_files.read_task(spec.text)
@@ -267,10 +315,10 @@ def _text(spec: PlacesSpec, seed: int) -> task_files.TextFile:
     else:
         whole = language_models.python_code()
     first = int(np.random.default_rng(seed).integers(max(1, len(whole) - spec.num_characters)))
-    return task_files.TextFile([whole[first : first + spec.num_characters]])
+    return whole[first : first + spec.num_characters]
 
 
 def shuffled(place: Place, seed: int) -> Batch:
-    """The place's questions with the right answers of one another, so that there is nothing to learn from them."""
-    order = np.random.default_rng(seed).permutation(len(place.batch.right))
-    return place.batch._replace(right=place.batch.right[order])
+    """The scored questions with the right answers of one another, so that there is nothing to learn from them."""
+    scored = place.rows.scored
+    return scored._replace(right=scored.right[np.random.default_rng(seed).permutation(len(scored.right))])
