@@ -10,8 +10,6 @@ Some 15 minutes on two cores of an AMD EPYC that do nothing else. `python -m exp
 `paper`: GPT-2, Qwen2.5 and OLMo-2 on BoolQ, by accelerators; not run here. `smoke`: random weights, few draws.
 """
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,19 +19,17 @@ import jax
 import numpy as np
 from scipy.special import logsumexp
 
-from experiments import search_language_judged, search_language_shown, search_places
+from experiments import search_language_judged, search_language_shown, search_places, search_steps
 from experiments.recoveries import Told
 from experiments.search_places import Place, PlacesSpec
 from experiments.searches import PROGRAMS, noise_seed
-from lacuna import derivatives, models, search, theory, trees
-from lacuna.captures.bases import BasisSpec, task_basis
+from lacuna import search, theory, trees
 from lacuna.errors import InvalidInput
-from lacuna.models.lora import LoraSpec
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place as At
 from lacuna.reports.records import Record
 from lacuna.tasks import choices
-from lacuna.types import Delta, Loss, Params
+from lacuna.types import Loss, Params
 
 NAME, TITLE = "search_language", "Random search around language models"
 ABOUT = (
@@ -51,25 +47,8 @@ ABOUT = (
     "is Φ(-σ tr H / 2 over the root of |a|² + σ²s²/4): half for small steps, and less where curvature costs."
 )
 
-FAMILIES = (
-    "random signs",
-    "rank 1",
-    "rank 4",
-    "scaled by weights",
-    "scaled by operator norm",
-    "scaled by gradient",
-    "in gradients",
-    "in first updates",
-    "in random directions",
-    "adapter",
-)
-"""Beside Gaussian steps of one σ."""
-
 FEW = 4
 """Of the best of a family at a step, that are scored on held-out rows."""
-
-NUM_SLOPES = 4
-"""Batches of other rows behind a gradient."""
 
 PENALTY = 1e-4
 """On the square of an answer's bias."""
@@ -86,7 +65,7 @@ class Config:
       radii: root mean square lengths of a step as shares of the weights' norm, ascending.
       error_radii: of them, those of the searches over right answers.
       family_radii: of them, those at which families are compared.
-      families: of `FAMILIES`.
+      families: of `search_steps.FAMILIES`.
       rank: of the bases.
       top_k: how many of the best are scored on held-out rows, and how many random ones beside them.
       num_probes: Hessian products for the trace.
@@ -102,15 +81,15 @@ class Config:
     radii: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     error_radii: tuple[float, ...] = (0.03, 0.1)
     family_radii: tuple[float, ...] = (0.003, 0.03)
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = search_steps.FAMILIES
     rank: int = 8
     top_k: int = 8
     num_probes: int = 16
     places: PlacesSpec = field(default_factory=PlacesSpec)
 
     def __post_init__(self) -> None:
-        if not {*self.families} <= {*FAMILIES}:
-            raise InvalidInput(f"families must be of {', '.join(FAMILIES)}", got=", ".join(self.families))
+        if not {*self.families} <= {*search_steps.FAMILIES}:
+            raise InvalidInput(f"families must be of {', '.join(search_steps.FAMILIES)}", got=", ".join(self.families))
         for name in ("radii", "error_radii", "family_radii"):
             several = getattr(self, name)
             if not several or several[0] <= 0 or np.any(np.diff(several) <= 0) or not {*several} <= {*self.radii}:
@@ -146,7 +125,9 @@ PRESETS = {
         num_draws=4096,
         num_family_draws=512,
         radii=(0.001, 0.003, 0.01, 0.03, 0.1),
-        families=tuple(name for name in FAMILIES if not name.startswith("in ")),  # 7B times a rank is no small basis
+        families=tuple(
+            name for name in search_steps.FAMILIES if not name.startswith("in ")
+        ),  # 7B times a rank is no small basis
         top_k=16,
         places=PlacesSpec(
             ("openai-community/gpt2", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "allenai/OLMo-2-1124-7B"),
@@ -278,17 +259,20 @@ def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator
 def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
     """Every family at the same lengths, with as many draws."""
     norm = float(trees.norm(place.params))
-    slope = _slope(place)
+    slope = search_steps.slope_of(place)
     for name in config.families:
         told(f"{place.name}: {name}")
         if name == "adapter":
             at = place._replace(params=place.adapter.params, loss=place.adapter_loss)
-            sigmas = [factor_sigma(place.adapter.spec, at.params, radius * norm) for radius in config.family_radii]
+            sigmas = [
+                search_steps.factor_sigma(place.adapter.spec, at.params, radius * norm)
+                for radius in config.family_radii
+            ]
             family, unit = search.gaussian(stacked=place.model.stacked), "sigma"
         else:
             at, unit = place, "rms_radius"
             sigmas = [radius * norm for radius in config.family_radii]
-            family = family_of(config, place, name, slope)
+            family = search_steps.family_of(name, place, slope, rank=config.rank)
         seed_of_noise = noise_seed(NAME, place.name, seed, name)
         sweep = search.Sweep(
             family, tuple(sigmas), config.num_family_draws, seed_of_noise, top_k=config.top_k, unit=unit
@@ -303,75 +287,9 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
         yield from _best_held_out(config, result, place, name, at.loss, at.params, columns)
 
 
-def family_of(config: Config, place: Place, name: str, slope: Delta) -> search.Family:
-    """A family by its name.
-
-    Args:
-      config: for the rank of bases.
-      place: where it is to be searched.
-      name: one of `FAMILIES` but the adapter.
-      slope: the gradient on other rows, for the scales that are made of it.
-    """
-    stacked = place.model.stacked
-    gaussian = search.gaussian(stacked=stacked)
-    scales = {
-        "scaled by weights": lambda: search.relative_scales(place.params, stacked=stacked),
-        "scaled by operator norm": lambda: operator_scales(place.params, place.model),
-        "scaled by gradient": lambda: search.relative_scales(slope, stacked=stacked),
-    }
-    kinds = {"in gradients": "gradient", "in first updates": "prefix", "in random directions": "random"}
-    if name in kinds:
-        spec = BasisSpec(kinds[name], rank=config.rank, learning_rate=1e-3)
-        return search.in_basis(task_basis(spec, place.loss, place.params, place.rows.others), stacked=stacked)
-    if name in scales:
-        return search.scaled(gaussian, scales[name]())
-    if name == "random signs":
-        return search.rademacher(stacked=stacked)
-    return search.low_rank(int(name.removeprefix("rank ")), stacked=stacked)
-
-
-def operator_scales(params: Params, model: models.Model) -> dict[str, Any]:
-    """Scales that give the noise of every matrix, and of every layer of it, about one operator norm.
-
-    A normal matrix of m by n has about √m + √n; a vector counts as one column, and what has more axes than two as
-    the matrix of its first.
-
-    Source: the estimate is Gordon's; the idea of a norm for each module is that of modular norms (arXiv 2405.14813).
-    """
-
-    def of_leaf(name: str, leaf: Any) -> float:
-        shape = leaf.shape[int(model.stacked(name)) :]
-        first = shape[0] if shape else 1
-        return 1 / (math.sqrt(first) + math.sqrt(math.prod(shape[1:])))
-
-    return {re.escape(name): of_leaf(name, leaf) for name, leaf in trees.named_leaves(params)}
-
-
-def factor_sigma(spec: LoraSpec, factors: Params, length: float) -> float:
-    """The sigma of normal steps of a fresh adapter's factors whose product moves the weights by a length, in rms.
-
-    With B = 0 the weights move by `c (A + σ X) σ Y`, whose mean square is `c² σ² n_out (|A|² + σ² n_in r)`.
-    """
-    lora = spec.bind(factors)
-    linear = squared = 0.0
-    for site in spec.sites:
-        a = np.asarray(dict(trees.named_leaves(lora.params["layers"]))[f"{site.name}/A"], np.float64)
-        scales = np.asarray(lora.scale[site.name], np.float64) ** 2
-        linear += site.width_out * float(scales @ np.sum(a**2, axis=(1, 2)))
-        squared += site.width_out * float(np.sum(scales)) * a.shape[1] * a.shape[2]
-    square = (math.sqrt(linear**2 + 4 * squared * length**2) - linear) / (2 * squared)
-    return math.sqrt(square)
-
-
-def _slope(place: Place) -> Delta:
-    """The gradient on rows that are neither scored nor held out."""
-    rows = [derivatives.gradient(place.loss, place.params, place.rows.others(step)) for step in range(NUM_SLOPES)]
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *rows)
-
-
 def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
     """What a step of the same lengths down the gradient of other rows gains: one gradient, and no search."""
-    slope = _slope(place)
+    slope = search_steps.slope_of(place)
     direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
     for radius in config.radii:
         moved = trees.axpy(radius * trees.norm(place.params), direction, place.params)
