@@ -107,6 +107,23 @@ def test_operator_scales_give_every_matrix_one_operator_norm():
     np.testing.assert_allclose([*norms, *np.linalg.norm(noise["layers"]["bias"], axis=1)], 1, atol=0.12)
 
 
+def test_a_family_is_found_by_its_name():
+    """All but those in bases, which the experiment itself makes."""
+    params = MODEL.init(keys.root(0))
+    slope = jax.tree.map(jnp.ones_like, params)
+    place = SimpleNamespace(model=MODEL, params=params)
+    names = [name for name in search_steps.FAMILIES if name != "adapter" and not name.startswith("in ")]
+    found = {name: search_steps.family_of(name, place, slope, rank=2) for name in names}
+    laws = ["rademacher", "low_rank", "low_rank", *["scaled gaussian"] * 3]
+    assert [family.name for family in found.values()] == laws
+    assert [found[name].digest for name in ("rank 1", "rank 4")] == ["rank 1", "rank 4"]
+    norms = {name: found[name].square_norms(params) for name in names}
+    bias = "layers/attention/query/bias"  # zero at the start, and so is its scale
+    assert norms["scaled by weights"][bias].tolist() == [0.0]
+    assert norms["scaled by gradient"][bias].tolist() == [16.0]
+    np.testing.assert_allclose(norms["scaled by weights"]["embedding"], trees.norm(params["embedding"]) ** 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize("length", [0.01, 3.0])
 def test_steps_of_an_adapters_factors_move_the_weights_by_the_length_asked_for(length):
     params = jax.tree.map(jnp.zeros_like, MODEL.init(keys.root(0)))
