@@ -122,11 +122,16 @@ def read_text(source: str, spec: LanguageModelSpec) -> list[str]:
             "\n".join(dict.fromkeys(topics.topics[name] for name in sorted(topics.topics)))
         ]  # some stand there twice
     if source == "python:code":
-        library = Path(sysconfig.get_path("stdlib"))
-        stems = [library / name.replace(".", "/") for name in MODULES]
-        files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
-        return ["\n".join(file.read_text(encoding="utf-8") for file in files)]
+        return [python_code()]
     return read_documents(source, column=spec.column, split=spec.split)
+
+
+def python_code() -> str:
+    """The source of some modules of Python's library, one after the other."""
+    library = Path(sysconfig.get_path("stdlib"))
+    stems = [library / name.replace(".", "/") for name in MODULES]
+    files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _source(spec: LanguageModelSpec) -> str:

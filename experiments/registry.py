@@ -12,6 +12,7 @@ from experiments import (
     linear_regime,
     lora_recovery,
     pushforward_caa,
+    search_language,
     search_scaling,
     signal_density,
     specialisation,
@@ -36,6 +37,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
         lora_recovery,
         pushforward_caa,
         boolq_steering,
+        search_language,
         activation_drift,
     )
 }
