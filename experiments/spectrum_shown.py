@@ -72,7 +72,7 @@ def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
         "texts against digits",
     ]
     return {
-        "Scatter between tasks, in all parameters": ([*head, *scattered, "texts against digits"], whole),
+        "Scatter between tasks, in all parameters": ([*head, *scattered], whole),
         "By kind of matrix, gradients scaled to length one within it": ([*head[:3], "kind", *ratios], kinds),
         "By layer, gradients scaled to length one within it": ([*head[:3], "layer", *ratios], layers),
         f"One task alone: {config.num_batches} minibatches": (

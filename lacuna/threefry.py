@@ -15,6 +15,9 @@ from jaxtyping import Array, UInt32
 
 from lacuna.types import Key
 
+MANY = 2**16
+"""Words from which on the rounds are written out."""
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -34,7 +37,8 @@ def _random_bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]
     def by_jax(key: UInt32[Array, "2"]) -> Array:
         return extended.threefry_prng_impl.random_bits(key, bit_width, shape)
 
-    counted = bit_width == 32 and math.prod(shape) < 2**32  # the high word of every count is zero
+    # The high word of every count is zero; and of few bits the rounds take longer to compile than to roll.
+    counted = bit_width == 32 and MANY <= math.prod(shape) < 2**32
     partitionable = getattr(jax.config, "jax_threefry_partitionable")  # noqa: B009  (its type has no such name)
     if not counted or not partitionable:
         return by_jax(key)
