@@ -89,8 +89,8 @@ class ModelPlan:
         held, own = self.parameters_per_device, self.dtype.itemsize
         return {
             "parameters": held * own,
-            "and one layer of a candidate": (held + self.largest_layer) * own,
-            "and a whole candidate": 2 * held * own,
+            "and one layer of a candidate": held * own + self.largest_layer * (own + FLOAT32.itemsize),
+            "and a whole candidate": held * (own + FLOAT32.itemsize),  # its noise, beside the weights
             "and a float32 gradient": held * (own + FLOAT32.itemsize),
             "and two float32 moments": held * (own + 3 * FLOAT32.itemsize),
         }

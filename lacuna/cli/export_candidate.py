@@ -52,6 +52,8 @@ def export_candidate(
             hint="lacuna.search.candidate(params, sweep, index, sigma, sign) makes them again",
         )
     options = SweepOptions(**known_options(config), cache=cache)
+    if dtype is not None and (options.model is None or options.adapter is not None):
+        raise InvalidInput("dtype is of a language model's weights", got=f"a run around {points.title(options)}")
     start(options)  # before anything touches a device
 
     from lacuna import search, trees
@@ -82,7 +84,11 @@ def export_candidate(
     recipe = {"run": str(run), "place": place, "index": index, "sigma": sigma, "sign": sign, "loss": scored}
     _write(setup, winner, to, options=options, dtype=dtype, max_shard_bytes=max_shard_bytes, recipe=recipe)
     again = _score_of_files(setup, to, options)
-    if not _close(again, record.value) and dtype is None:
+    rounded = sweep.family.factored and search.is_rounded(setup.params, sweep.family)
+    if rounded:
+        told = "The noise stood beside narrow weights, in factors, and is now added to them: that is a rounding."
+        console.print(told, soft_wrap=True)
+    if not _close(again, record.value) and dtype is None and not rounded:
         _remove(to)
         raise InvalidInput(
             f"what was written must score as the sweep recorded, {record.value:.9g}", got=f"{again:.9g}; it was removed"

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -52,58 +52,97 @@ def check(options: SweepOptions, mesh: "Mesh") -> "Sweep":
         search.scaled(search.gaussian(), _scales(options))
     names = ("num_candidates", "seed", "antithetic", "top_k", "chunk", "width", "unit")
     sweep = search.Sweep(search.gaussian(), options.sigmas, **{name: getattr(options, name) for name in names})
-    _check_language(options)
+    _check_heeded(options)
     if options.model is not None:
         _check_fits(options, options.model, mesh)
     return sweep
 
 
-def _check_language(options: SweepOptions) -> None:
-    """Raise for options that need --model where there is none."""
-    if options.model is not None:
-        if options.task is None:
-            raise InvalidInput("a search around a language model needs a task", got="none", hint="--task FILE")
-        return
-    for name in ("tokenizer", "dtype", "adapter", "layerwise"):
-        if getattr(options, name):
-            raise InvalidInput(f"{name} is an option of a language model", got="no --model", hint="--model FOLDER")
-    if options.objective != "nats":
-        raise InvalidInput("objective is an option of a language model", got="no --model", hint="--model FOLDER")
+OF_A_MODEL = ("tokenizer", "objective", "dtype", "adapter", "split", "length", "begin", "held_out_share", "ignore")
+"""Options that say nothing without --model."""
+
+
+def _check_heeded(options: SweepOptions) -> None:
+    """Raise for options that would change nothing, or leave nothing to be searched."""
+    from lacuna.setups import language_tasks
+
+    if options.model is not None and options.task is None:
+        raise InvalidInput("a search around a language model needs a task", got="none", hint="--task FILE")
+    given = {field.name for field in fields(SweepOptions) if getattr(options, field.name) != field.default}
+    for names, of, got in (
+        ((*OF_A_MODEL, "layerwise"), "a language model", "" if options.model else "no --model"),
+        (("adapter_rank", "adapter_sites"), "a new adapter", "" if options.adapter == "new" else "no --adapter new"),
+        (("basis_rank",), "a search in a basis", "" if options.basis else "no --basis"),
+        (("state",), "the synthetic transformer", "--model" if options.model else ""),
+    ):
+        unheeded = [name for name in names if name in given and got]
+        if unheeded:
+            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got)
+    whole = {"basis": options.basis, "adapter": options.adapter, "noise": options.noise == "low_rank" and "low_rank"}
+    made_otherwise = [f"--{name} {value}" for name, value in whole.items() if value]
+    if options.layerwise and made_otherwise:
+        raise InvalidInput("layerwise is for noise in full on all weights", got=made_otherwise[0])
+    if options.relative and options.adapter == "new":
+        raise InvalidInput("relative would not move a new adapter", got="factors that are zero", hint="no --relative")
+    if options.basis not in (None, "random") and options.objective not in language_tasks.SMOOTH:
+        asked = f"a {options.basis} basis needs a loss with a gradient"
+        raise InvalidInput(asked, got=options.objective, hint="--objective nats")
+
+
+PREDICTION_BYTES = 24
+"""Of each weight, for the slope and the curvature at the base point: about as many as the compiled program asks for."""
 
 
 def _check_fits(options: SweepOptions, model: str, mesh: "Mesh") -> None:
-    """Raise if the weights and a candidate do not fit into the memory of a device, by the headers alone."""
+    """Raise if the weights and what a search adds do not fit into the memory of a device, by the headers alone."""
     from lacuna import meshes
     from lacuna.checkpoints.plan import plan_hf
+    from lacuna.setups import language_tasks
 
     limit = _device_bytes(mesh)
     if limit is None:
         return
+    predicted = options.adapter is None and options.probes > 0 and options.objective in language_tasks.SMOOTH
 
-    def needed(dtype: str, *, layerwise: bool, split: int) -> int:
-        found = plan_hf(model, model=split, dtype=dtype, ignore=options.ignore)
+    def needed(asked: SweepOptions, split: int) -> int:
+        found = plan_hf(model, model=split, dtype=asked.dtype or "float32", ignore=options.ignore)
+        needs, held = found.needs(), found.parameters_per_device
+        weights = needs["parameters"]
         if options.adapter is not None:
-            return found.needs()["parameters"]
-        if options.basis is not None:
-            return found.needs()["and a whole candidate"] + 4 * options.basis_rank * found.parameters_per_device
-        return found.needs()["and one layer of a candidate" if layerwise else "and a whole candidate"]
+            return weights
+        beside = needs["and one layer of a candidate" if asked.layerwise else "and a whole candidate"] - weights
+        if options.noise == "low_rank":  # of which no matrix is formed
+            beside = 0
+        if predicted and asked.probes:
+            beside = max(beside, PREDICTION_BYTES * held)
+        if options.basis is None:
+            return weights + beside
+        rows = options.basis_rank * held
+        making = (16 if options.basis == "gradient" else 8) * rows  # as `task_basis` says
+        return weights + max(making, 4 * rows + beside)
 
-    dtype, split = options.dtype or "float32", mesh.shape.get(meshes.MODEL, 1)
-    asked = needed(dtype, layerwise=options.layerwise, split=split)
+    split = mesh.shape.get(meshes.MODEL, 1)
+    asked = needed(options, split)
     if asked < limit:
         return
-    tries = {
-        "--layerwise": (dtype, True, split),
-        "--dtype bfloat16": ("bfloat16", options.layerwise, split),
-        "--dtype bfloat16 --layerwise": ("bfloat16", True, split),
-        **{f"--mesh 1 {n} on {n} devices": (dtype, options.layerwise, n) for n in (2, 4, 8, 16, 32, 64) if n > split},
+    tries: dict[str, dict[str, Any]] = {
+        "--probes 0": {"probes": 0},
+        "--layerwise": {"layerwise": True},
+        "--dtype bfloat16": {"dtype": "bfloat16"},
+        "--probes 0 --layerwise": {"probes": 0, "layerwise": True},
+        "--probes 0 --dtype bfloat16": {"probes": 0, "dtype": "bfloat16"},
+        "--probes 0 --dtype bfloat16 --layerwise": {"probes": 0, "dtype": "bfloat16", "layerwise": True},
     }
-    fits = (how for how, (d, one_layer, n) in tries.items() if needed(d, layerwise=one_layer, split=n) < limit)
-    what = "its weights and a basis" if options.basis is not None else "its weights and a candidate"
+    fits = [how for how, other in tries.items() if needed(replace(options, **other), split) < limit]
+    wider = (n for n in (2, 4, 8, 16, 32, 64) if n > split and needed(options, n) < limit)
+    fits += [f"--mesh 1 {n} on {n} devices" for n in wider]
+    added = ["a candidate" if options.basis is None else "a basis", *["what is predicted"] * predicted]
+    told = " and ".join(["its weights", *(() if options.adapter else added)])
     raise InvalidInput(
-        f"{model} must fit: {what} take {format_bytes(asked)} of each device as {dtype}, activations on top",
+        f"{model} must fit: {told} take {format_bytes(asked)} of each device as {options.dtype or 'float32'}, "
+        "activations on top",
         got=f"{format_bytes(limit)} there",
-        hint=next(fits, "a smaller model, or a smaller --basis-rank" if options.basis else "a smaller model"),
+        hint=fits[0] if fits else "a smaller model" + ", or a smaller --basis-rank" * (options.basis is not None),
     )
 
 
@@ -266,10 +305,6 @@ def _in_basis(options: SweepOptions, setup: "Point") -> "Family":
     from lacuna.captures.bases import task_basis
 
     task = setup.task
-    if options.basis != "random" and not task.objective.smooth:
-        raise InvalidInput(
-            f"a {options.basis} basis needs a loss with a gradient", got=options.objective, hint="--objective nats"
-        )
     basis = task_basis(_basis_spec(options), task.objective.loss, setup.params, task.train, seed=options.setup_seed)
     return search.in_basis(basis, stacked=setup.model.stacked)
 

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,24 +231,41 @@ def _search(
 
 
 def _metric_records(result: "SweepResult", setup: "Point") -> "list[Record]":
-    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size."""
+    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size.
+
+    The winner's weights are made as the search made them: there may be no room for a whole model more.
+    """
     import jax
+    from jax.tree_util import Partial
 
-    from lacuna import search
+    from lacuna import models, search, trees
     from lacuna.reports.records import Record
+    from lacuna.types import Objective
 
-    points = {"base": setup.params}
-    if result.best is not None:
-        best = result.best
-        points["winner"] = search.candidate(setup.params, result.sweep, best.index, best.sigma, best.sign)
-    metric = jax.jit(setup.task.metric)
+    searched = setup.task.objective
     found = []
-    for point, params in points.items():
-        of_batch = [jax.device_get(metric(params, rows)) for rows in setup.held_out]
-        for name in of_batch[0]:
-            mean = sum(float(one[name]) for one in of_batch) / len(of_batch)
+    for name in jax.eval_shape(setup.task.metric, setup.params, setup.held_out[0]):
+        objective = Objective(Partial(_Named(name), trees.as_data(setup.task.metric)))
+        if searched.noisy_loss is not None:
+            objective = models.searchable(objective.loss, layerwise=searched.perturbed_loss is not None)
+        of_point = {"base": [float(search.score(objective, setup.params, rows)) for rows in setup.held_out]}
+        if result.best is not None:
+            again = partial(search.rescore, sweep=result.sweep, candidates=(result.best,))
+            of_point["winner"] = [float(again(objective, setup.params, rows)[0]) for rows in setup.held_out]
+        for point, numbers in of_point.items():
+            mean = sum(numbers) / len(numbers)
             found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
     return found
+
+
+@dataclass(frozen=True)
+class _Named:
+    """One of the numbers of a metric, called as a loss is."""
+
+    name: str
+
+    def __call__(self, metric: Callable[..., Any], params: Any, rows: Any) -> Any:
+        return metric(params, rows)[self.name]
 
 
 def _table(rows: "list[SigmaRow]") -> Table:

@@ -19,6 +19,7 @@ from lacuna.search.plan import SweepPlan as SweepPlan
 from lacuna.search.plan import plan_sweep as plan_sweep
 from lacuna.search.realised import Realised as Realised
 from lacuna.search.realised import Rounding as Rounding
+from lacuna.search.realised import is_rounded as is_rounded
 from lacuna.search.realised import realised as realised
 from lacuna.search.realised import realised_records as realised_records
 from lacuna.search.reporting import report_run as report_run

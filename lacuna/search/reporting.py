@@ -30,8 +30,9 @@ def report_run(
 ) -> tuple[Path, list[Record]]:
     """Predict, score the winners again, and write `records.jsonl`, the figures and `report.md` of a run.
 
-    Where weights are kept in fewer bits than float32, what rounding left of the steps is measured, too. An interrupted
-    call leaves the report that was there. Every host calls it, the first one writes.
+    Where weights are kept in fewer bits than float32, what rounding left of the steps is measured, too, but for noise
+    whose factors stood beside them: that was not rounded. An interrupted call leaves the report that was there. Every
+    host calls it, the first one writes.
 
     Args:
       out: folder of the run.
@@ -58,7 +59,8 @@ def report_run(
     found = sweep_records(result, around)
     if held_out is not None:
         found += held_out_records(result, loss, params, batch, held_out)
-    if is_rounded(params, result.sweep.family):
+    beside = isinstance(loss, Objective) and loss.noisy_loss is not None and result.sweep.family.factored
+    if is_rounded(params, result.sweep.family) and not beside:
         found += realised_records(realised(params, result.sweep))
     found += [Record(EXPERIMENT, "is_smooth", float(smooth), "1"), *records]
 

@@ -121,7 +121,8 @@ def run_sweep(
         then; so it is left aside where there is an `out`, whose scores must notice an edited loss.
 
     Raises:
-      InvalidInput: the loss is not a scalar, two leaves would share their noise, or the family does not fit.
+      InvalidInput: the loss is not a scalar, two leaves would share their noise, the family does not fit, or (with
+        an `out`) another process searches around other weights or on other rows.
       TreeMismatch: a basis on another tree.
       NotFinite: the loss at the base point is NaN or infinite; nothing was written.
       RunMismatch: `out` holds something else, a run of another identity or with more draws, or this one
@@ -150,6 +151,7 @@ def run_sweep(
     folder = None
     if out is not None:
         run_identity = identity(program, *stepper.point, sweep, mesh)
+        _check_everywhere(run_identity)
         folder = _Folder(Path(out), run_identity, sweep.num_candidates, resume=resume, notice=notice)
     try:
         if folder is not None:
@@ -301,6 +303,17 @@ def _check_same_loss(
             f"{'bit for bit' if mesh.devices.flat[0].platform == 'cpu' else f'within {TOLERANCE:g}'}",
             got=f"{again.reshape(-1)[0]:.9g} now against {before.reshape(-1)[0]:.9g} there",
             hint="the loss, the versions and the machine of that run, or another --out folder",
+        )
+
+
+def _check_everywhere(identity: dict[str, Any]) -> None:
+    """Raise on every process if the scores of one of them would depend on something else: on other files, say."""
+    first = hosts.agree(lambda: identity)
+    differing = [name for name in identity if first[name] != identity[name]]
+    if hosts.largest(len(differing)):
+        asked = "every process must search around the same weights, on the same rows and in the same way"
+        raise InvalidInput(
+            asked, got=f"another {', '.join(differing)} here" if differing else "another one that does not"
         )
 
 

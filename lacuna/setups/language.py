@@ -157,6 +157,8 @@ def _task(
 
 def _digit_streams(name: str, config: TaskConfig, encode: Encode) -> tuple[Any, Any]:
     """An operation on digits as text, to train on and held out."""
+    if config.begin:
+        raise InvalidInput("begin is for the rows of a file or a data set", got=f"`{config.begin}` for {name}")
     streams: list[Any] = [
         mapping(name, encode, seed=config.seed, batch_size=config.batch_size, length=DIGITS, split=split)
         for split in ("train", "held_out")

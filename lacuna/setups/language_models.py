@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from lacuna import keys, models
 from lacuna.checkpoints import Adapter, load_adapter, load_hf, sources
 from lacuna.models.lora import DEFAULT_SITES
@@ -75,7 +78,9 @@ def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
       InvalidInput: what is there is no such model or adapter.
     """
     folder = sources.find(config.source)
-    model, params = load_hf(folder, mesh=mesh, ignore=config.ignore)
+    # What is to be float32 is read as that: no second copy, and files of several dtypes are as good.
+    as_read = "float32" if config.dtype == "float32" else None
+    model, params = load_hf(folder, dtype=as_read, mesh=mesh, ignore=config.ignore)
     params = models.narrowed(params, config.dtype, stacked=model.stacked)
     if not config.adapter:
         return LanguageModel(model, params, None, None, folder)
@@ -85,4 +90,5 @@ def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
         return LanguageModel(model, factors, params, Adapter(spec, factors), folder)
     base = None if folder == Path(config.source).expanduser() else config.source
     adapter = load_adapter(config.adapter, model, base=base, ignore=config.ignore)
-    return LanguageModel(model, adapter.params, params, adapter, folder)
+    factors = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), adapter.params)
+    return LanguageModel(model, factors, params, adapter, folder)

@@ -101,7 +101,7 @@ def read_rows(
 
 
 def column_names(source: str | Path, *, split: str = "train", subset: str | None = None) -> list[str]:
-    """The columns of a `.jsonl` or `.json` file, by its first row, or of a data set.
+    """The columns of a `.jsonl` or `.json` file, those of any of its rows, or of a data set.
 
     Raises:
       InvalidInput: as `read_rows`; a file without a row.
@@ -112,7 +112,7 @@ def column_names(source: str | Path, *, split: str = "train", subset: str | None
     rows = _lines(path) if path.suffix == ".jsonl" else _listed(path)
     if not rows:
         raise InvalidInput(f"{path} must hold rows", got="none")
-    return list(rows[0][1])
+    return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
 def checked_text(column: str, entry: Any, place: str) -> str:

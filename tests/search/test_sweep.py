@@ -10,8 +10,8 @@ import oracles
 import problems
 import pytest
 
-from lacuna import meshes, search
-from lacuna.errors import RunMismatch
+from lacuna import hosts, meshes, search
+from lacuna.errors import InvalidInput, RunMismatch
 from lacuna.search import Sweep, gaussian, rescore, run_sweep, table_sha256
 from lacuna.types import Objective
 
@@ -204,3 +204,18 @@ def test_a_run_on_disk_notices_an_edited_loss_whatever_is_kept(problem, sweep, t
     longer = dataclasses.replace(sweep, num_candidates=16)
     with pytest.raises(RunMismatch, match="scored by another program"):
         run_sweep(loss, params, batch, longer, out=tmp_path / "run", resume=True, programs=programs)
+
+
+def test_processes_that_read_other_files_are_told(monkeypatch, tmp_path):
+    """What the first process says of its weights, on one that has others."""
+    loss, params, batch = problems.small()
+    agree = hosts.agree
+
+    def others(work):
+        said = agree(work)
+        return said | {"params_sha256": "other"} if isinstance(said, dict) else said
+
+    monkeypatch.setattr(hosts, "agree", others)
+    with pytest.raises(InvalidInput, match=r"every process must search .*; got another params_sha256 here"):
+        run_sweep(loss, params, batch, Sweep(gaussian(), (0.1,), 4), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -106,6 +106,7 @@ def test_a_label_that_is_two_of_the_choices_is_refused(tmp_path):
         ([CHOICE, {"prompt": "a", "choices": ["b", "c"]}], r"line 2 of .* needs a column `label`; got `prompt`"),
         ([CHOICE, {"choices": ["b", "c"], "label": 0}], r"line 2 of .* needs a column `prompt`"),
         ([CHOICE, ANSWER], r"line 2 of .* needs a column `choices`"),  # kinds are not mixed
+        ([{"prompt": "a", "label": 0}, CHOICE], r"line 1 of .* needs a column `choices`"),
         ([ANSWER, {"prompt": "a"}], r"line 2 of .* needs a column `answers` or `answer`"),
         ([ANSWER, {"text": "a"}], r"line 2 of .* needs a column `prompt`"),
         ([BOOLQ, {"question": "a", "label": True}], r"line 2 of .* needs a column `passage`"),
