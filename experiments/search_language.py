@@ -23,11 +23,12 @@ from experiments import search_language_judged, search_language_shown, search_pl
 from experiments.recoveries import Told
 from experiments.search_places import Place, PlacesSpec
 from experiments.searches import PROGRAMS, noise_seed
-from lacuna import search, theory, trees
+from lacuna import derivatives, search, theory, trees
 from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place as At
 from lacuna.reports.records import Record
+from lacuna.search.select import TopK
 from lacuna.tasks import choices
 from lacuna.types import Loss, Params
 
@@ -35,9 +36,10 @@ NAME, TITLE = "search_language", "Random search around language models"
 ABOUT = (
     "Random steps around the weights of a trained language model, both signs of each, scored on a few rows; the best "
     "are scored again on rows that no candidate saw. Steps are given by their root mean square length as a share of "
-    "the weights' norm. The rule, for each model and objective: the 95 % interval over seeds of the top K's mean gain "
-    "on held-out rows is above zero; the control: so is that of its distance to as many random candidates of the "
-    "winner's step, and for a search over right answers also that of its distance to the top K of a search over "
+    "the weights' norm; which length is judged is chosen on rows apart. The rule, for each model and objective: the "
+    "95 % interval over seeds of the top K's mean gain on held-out rows is above zero; the control: so is that of its "
+    "distance to as many random candidates of that length, and for a search over right answers also that of its "
+    "distance to the top K of a search over "
     "shuffled labels, which can gain on the scored rows alone. A seed is another split of the same questions, or "
     "another stretch of the same text, and other noise, around the same weights; held-out questions are of other "
     "events. Of questions with few answers a search may merely learn how often each is right: beside it stands what "
@@ -47,8 +49,11 @@ ABOUT = (
     "is Φ(-σ tr H / 2 over the root of |a|² + σ²s²/4): half for small steps, and less where curvature costs."
 )
 
-FEW = 4
+FEW = 2
 """Of the best of a family at a step, that are scored on held-out rows."""
+
+NUM_APART = 2
+"""Batches of other rows on which the length of a step is chosen."""
 
 PENALTY = 1e-4
 """On the square of an answer's bias."""
@@ -77,7 +82,7 @@ class Config:
 
     num_seeds: int = 5
     num_draws: int = 128
-    num_family_draws: int = 32
+    num_family_draws: int = 16
     radii: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     error_radii: tuple[float, ...] = (0.03, 0.1)
     family_radii: tuple[float, ...] = (0.003, 0.03)
@@ -206,10 +211,22 @@ def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Recor
             yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": "one σ"})
     yield from _density(config, place, result, seed)
     yield from _held_out(result, place.loss, place, place.rows.scored, "nats")
-    columns = [config.radii.index(radius) for radius in config.family_radii]
-    yield from _best_held_out(config, result, place, "one σ", place.loss, place.params, columns)
+    for radius in config.family_radii:
+        sub = at_length(result, config.radii.index(radius))
+        yield from _few_held_out(sub, place, place.loss, place.params, {"radius": radius, "family": "one σ"})
+    yield Record(NAME, "share_foretold", _share_foretold(place), "1")
     if place.task == "choices":
         yield Record(NAME, "bias_gain", _bias_gain(place), "nats")
+
+
+def at_length(result: search.SweepResult, column: int) -> search.SweepResult:
+    """The part of a search that took steps of one length, as a search of its own."""
+    sweep = replace(result.sweep, sigmas=result.sweep.sigmas[column : column + 1])
+    scores = result.scores[:, column : column + 1]
+    top = TopK(sweep.num_top)
+    top.add(0, scores)
+    best = top.best(sweep.sigmas, sweep.num_signs)
+    return replace(result, sweep=sweep, scores=scores, top_k=best, sha256=search.table_sha256(scores))
 
 
 def _density(config: Config, place: Place, result: search.SweepResult, seed: int) -> Iterator[Record]:
@@ -232,15 +249,32 @@ def _density(config: Config, place: Place, result: search.SweepResult, seed: int
 
 
 def _held_out(result: search.SweepResult, loss: Loss, place: Place, batch: Any, objective: str) -> Iterator[Record]:
-    """The winner, the top K and as many random candidates on held-out rows."""
-    for record in search.held_out_records(result, loss, place.params, batch, place.rows.held_out):
+    """The top K of every length on held-out rows, and at the length that other rows choose the random ones, too."""
+    parts = [at_length(result, column) for column in range(len(result.sweep.sigmas))]
+    norm = float(trees.norm(place.params))
+    where: dict[str, At] = {"objective": objective}
+
+    def gain(part: search.SweepResult, rows: Sequence[Any]) -> float:
+        base = np.asarray([float(search.score(loss, place.params, one)) for one in rows])
+        scores = [search.rescore(loss, place.params, one, part.sweep, part.top_k) for one in rows]
+        return float(np.mean(base[:, None] - np.asarray(scores, np.float64)))
+
+    apart = [place.rows.others(step) for step in range(search_steps.NUM_SLOPES, search_steps.NUM_SLOPES + NUM_APART)]
+    chosen = int(np.nanargmax([gain(part, apart) for part in parts]))
+    greedy = int(np.nanargmax([part.gain for part in parts]))
+    for column, part in enumerate(parts):
+        radius = part.sweep.sigmas[0] / norm
+        kept = gain(part, place.rows.held_out)
+        yield Record(NAME, "top_at_length", kept, "loss", {**where, "radius": round(radius, 9)})
+        if column == greedy:
+            yield Record(NAME, "greedy_gain", kept, "loss", where)
+            yield Record(NAME, "greedy_radius", radius, "1", where)
+        if column == chosen:
+            yield Record(NAME, "chosen_radius", radius, "1", where)
+    for record in search.held_out_records(parts[chosen], loss, place.params, batch, place.rows.held_out):
         group = str(record.where["group"])
         short = "winner" if group == "winner" else "top" if group.startswith("top") else "random"
-        yield replace(record, where={**record.where, "group": short, "objective": objective})
-    if result.best is not None:
-        yield Record(
-            NAME, "winner_radius", result.best.sigma / float(trees.norm(place.params)), "1", {"objective": objective}
-        )
+        yield replace(record, where={**record.where, **where, "group": short})
 
 
 def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
@@ -283,20 +317,17 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
         for j, radius in enumerate(config.family_radii):
             for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
                 yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": name})
-        columns = range(len(config.family_radii))
-        yield from _best_held_out(config, result, place, name, at.loss, at.params, columns)
+            where: dict[str, At] = {"radius": radius, "family": name}
+            yield from _few_held_out(at_length(result, j), place, at.loss, at.params, where)
 
 
-def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
-    """What a step of the same lengths down the gradient of other rows gains: one gradient, and no search."""
-    slope = search_steps.slope_of(place)
-    direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
-    for radius in config.radii:
-        moved = trees.axpy(radius * trees.norm(place.params), direction, place.params)
-        gains = _gains(place.loss, [place.params, moved], (place.rows.scored, *place.rows.held_out))[0]
-        at: dict[str, At] = {"radius": radius, "family": "a gradient step"}
-        yield Record(NAME, "step_gain", gains[0], "nats", at)
-        yield Record(NAME, "held_out_gain", float(gains[1:].mean()), "nats", at)
+def _few_held_out(
+    part: search.SweepResult, place: Place, loss: Loss, params: Params, where: dict[str, At]
+) -> Iterator[Record]:
+    """The mean gain of the best few of a search on held-out rows."""
+    points = [search.candidate(params, part.sweep, *best[:3]) for best in part.top_k[:FEW]]
+    gains = _gains(loss, [params, *points], place.rows.held_out)
+    yield Record(NAME, "held_out_gain", float(gains.mean()), "nats", where)
 
 
 def _gains(loss: Loss, points: Sequence[Params], batches: Sequence[Any]) -> np.ndarray:
@@ -305,25 +336,27 @@ def _gains(loss: Loss, points: Sequence[Params], batches: Sequence[Any]) -> np.n
     return scores[:1] - scores[1:]
 
 
-def _best_held_out(
-    config: Config,
-    result: search.SweepResult,
-    place: Place,
-    family: str,
-    loss: Loss,
-    params: Params,
-    columns: Sequence[int],
-) -> Iterator[Record]:
-    """The mean gain of the best few of each step of a search on held-out rows."""
-    sweep = result.sweep
-    for radius, column in zip(config.family_radii, columns, strict=True):
-        scores = np.where(np.isfinite(result.scores[:, column]), result.scores[:, column], np.inf)
-        best = [np.unravel_index(i, scores.shape) for i in np.argsort(scores, axis=None, kind="stable")[:FEW]]
-        points = [
-            search.candidate(params, sweep, int(draw), sweep.sigmas[column], 1 - 2 * int(side)) for draw, side in best
-        ]
-        gains = _gains(loss, [params, *points], place.rows.held_out)
-        yield Record(NAME, "held_out_gain", float(gains.mean()), "nats", {"radius": radius, "family": family})
+def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
+    """What one step down the gradient of other rows gains, of the length that is best on the scored ones."""
+    slope = search_steps.slope_of(place)
+    direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
+    lengths = config.radii[0] * np.geomspace(0.01, 1, 9)
+    norm = trees.norm(place.params)
+    points = [trees.axpy(float(length) * norm, direction, place.params) for length in lengths]
+    on_scored = _gains(place.loss, [place.params, *points], [place.rows.scored])[:, 0]
+    best = int(np.argmax(on_scored))
+    kept = _gains(place.loss, [place.params, points[best]], place.rows.held_out)
+    yield Record(NAME, "step_radius", float(lengths[best]), "1")
+    yield Record(NAME, "step_gain", float(on_scored[best]), "nats")
+    yield Record(NAME, "step_held_out_gain", float(kept.mean()), "nats")
+
+
+def _share_foretold(place: Place) -> float:
+    """To first order the share of a gain that is left on held-out rows: `<a, b> / |a|^2`, b the gradient there."""
+    slopes = [derivatives.gradient(place.loss, place.params, rows) for rows in place.rows.held_out]
+    there = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *slopes)
+    here = derivatives.gradient(place.loss, place.params, place.rows.scored)
+    return float(trees.dot(here, there) / trees.dot(here, here))
 
 
 def _bias_gain(place: Place) -> float:

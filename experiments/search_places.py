@@ -74,7 +74,7 @@ class PlacesSpec:
     questions: str = ""
     text: str = ""
     num_questions: int = 32
-    num_rows: int = 8
+    num_rows: int = 24
     length: int = 32
     num_characters: int = 100_000
     held_out_share: float = 0.4
