@@ -15,22 +15,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from scipy.special import logsumexp
 
-from experiments import search_language_judged, search_language_shown, search_places, search_steps
+from experiments import search_kept, search_language_judged, search_language_shown, search_places, search_steps
 from experiments.recoveries import Told
 from experiments.search_places import Place, PlacesSpec
 from experiments.searches import PROGRAMS, noise_seed
-from lacuna import derivatives, search, theory, trees
+from lacuna import search, theory, trees
 from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place as At
 from lacuna.reports.records import Record
-from lacuna.search.select import TopK
-from lacuna.tasks import choices
-from lacuna.types import Loss, Params
+from lacuna.types import Loss
 
 NAME, TITLE = "search_language", "Random search around language models"
 ABOUT = (
@@ -48,15 +44,6 @@ ABOUT = (
     "coordinate the loss changes by σ|a|Z + σ²/2 (tr H + s Z'), s the standard deviation of zᵀHz, so that the share "
     "is Φ(-σ tr H / 2 over the root of |a|² + σ²s²/4): half for small steps, and less where curvature costs."
 )
-
-FEW = 2
-"""Of the best of a family at a step, that are scored on held-out rows."""
-
-NUM_APART = 2
-"""Batches of other rows on which the length of a step is chosen."""
-
-PENALTY = 1e-4
-"""On the square of an answer's bias."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +144,9 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     found: list[Record] = []
     for place in search_places.places(config.places, seed, cache, told):
         where: dict[str, At] = {"seed": seed, "place": place.name, "num_params": trees.size(place.params)}
-        for measured in (_main, _by_answers, _families, _one_step):
+        for measured in (_main, _by_answers, _families):
             found += [_placed(record, where) for record in measured(config, place, seed, told)]
+        found += [_placed(record, where) for record in search_kept.one_step(place, config.radii[0])]
         twin = search_places.untrained(place, seed)
         told(f"{twin.name}: which share improves")
         result = _searched(config, twin, twin.loss, seed, config.num_family_draws, config.radii)
@@ -179,14 +167,13 @@ def _searched(
     num_draws: int,
     radii: Sequence[float],
     *,
-    family: search.Family | None = None,
     batch: Any = None,
     name: str = "one σ",
 ) -> search.SweepResult:
-    """Search at steps of these lengths; Gaussian ones of one sigma unless there is a family."""
+    """Search by Gaussian steps of one sigma, of these lengths."""
     norm = float(trees.norm(place.params))
     sweep = search.Sweep(
-        family or search.gaussian(stacked=place.model.stacked),
+        search.gaussian(stacked=place.model.stacked),
         tuple(radius * norm for radius in radii),
         num_draws,
         seed=noise_seed(NAME, place.name, seed, name),
@@ -210,23 +197,13 @@ def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Recor
         for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
             yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": "one σ"})
     yield from _density(config, place, result, seed)
-    yield from _held_out(result, place.loss, place, place.rows.scored, "nats")
+    yield from search_kept.held_out(result, place.loss, place, place.rows.scored, "nats")
     for radius in config.family_radii:
-        sub = at_length(result, config.radii.index(radius))
-        yield from _few_held_out(sub, place, place.loss, place.params, {"radius": radius, "family": "one σ"})
-    yield Record(NAME, "share_foretold", _share_foretold(place), "1")
+        sub = search_kept.at_length(result, config.radii.index(radius))
+        yield from search_kept.few_held_out(sub, place, place.loss, place.params, {"radius": radius, "family": "one σ"})
+    yield Record(NAME, "share_foretold", search_kept.share_foretold(place), "1")
     if place.task == "choices":
-        yield Record(NAME, "bias_gain", _bias_gain(place), "nats")
-
-
-def at_length(result: search.SweepResult, column: int) -> search.SweepResult:
-    """The part of a search that took steps of one length, as a search of its own."""
-    sweep = replace(result.sweep, sigmas=result.sweep.sigmas[column : column + 1])
-    scores = result.scores[:, column : column + 1]
-    top = TopK(sweep.num_top)
-    top.add(0, scores)
-    best = top.best(sweep.sigmas, sweep.num_signs)
-    return replace(result, sweep=sweep, scores=scores, top_k=best, sha256=search.table_sha256(scores))
+        yield Record(NAME, "bias_gain", search_kept.bias_gain(place), "nats")
 
 
 def _density(config: Config, place: Place, result: search.SweepResult, seed: int) -> Iterator[Record]:
@@ -248,35 +225,6 @@ def _density(config: Config, place: Place, result: search.SweepResult, seed: int
         yield Record(NAME, "improving", share, "1", {"radius": radius})
 
 
-def _held_out(result: search.SweepResult, loss: Loss, place: Place, batch: Any, objective: str) -> Iterator[Record]:
-    """The top K of every length on held-out rows, and at the length that other rows choose the random ones, too."""
-    parts = [at_length(result, column) for column in range(len(result.sweep.sigmas))]
-    norm = float(trees.norm(place.params))
-    where: dict[str, At] = {"objective": objective}
-
-    def gain(part: search.SweepResult, rows: Sequence[Any]) -> float:
-        base = np.asarray([float(search.score(loss, place.params, one)) for one in rows])
-        scores = [search.rescore(loss, place.params, one, part.sweep, part.top_k) for one in rows]
-        return float(np.mean(base[:, None] - np.asarray(scores, np.float64)))
-
-    apart = [place.rows.others(step) for step in range(search_steps.NUM_SLOPES, search_steps.NUM_SLOPES + NUM_APART)]
-    chosen = int(np.nanargmax([gain(part, apart) for part in parts]))
-    greedy = int(np.nanargmax([part.gain for part in parts]))
-    for column, part in enumerate(parts):
-        radius = part.sweep.sigmas[0] / norm
-        kept = gain(part, place.rows.held_out)
-        yield Record(NAME, "top_at_length", kept, "loss", {**where, "radius": round(radius, 9)})
-        if column == greedy:
-            yield Record(NAME, "greedy_gain", kept, "loss", where)
-            yield Record(NAME, "greedy_radius", radius, "1", where)
-        if column == chosen:
-            yield Record(NAME, "chosen_radius", radius, "1", where)
-    for record in search.held_out_records(parts[chosen], loss, place.params, batch, place.rows.held_out):
-        group = str(record.where["group"])
-        short = "winner" if group == "winner" else "top" if group.startswith("top") else "random"
-        yield replace(record, where={**record.where, **where, "group": short})
-
-
 def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
     """The same search over right answers, and over shuffled labels."""
     if place.error is None:
@@ -287,7 +235,7 @@ def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator
             config, place, place.error, seed, config.num_draws, config.error_radii, batch=batch, name=objective
         )
         yield Record(NAME, "base", result.base_score, "1", {"objective": objective})
-        yield from _held_out(result, place.error, place, batch, objective)
+        yield from search_kept.held_out(result, place.error, place, batch, objective)
 
 
 def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
@@ -318,69 +266,7 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
             for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
                 yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": name})
             where: dict[str, At] = {"radius": radius, "family": name}
-            yield from _few_held_out(at_length(result, j), place, at.loss, at.params, where)
-
-
-def _few_held_out(
-    part: search.SweepResult, place: Place, loss: Loss, params: Params, where: dict[str, At]
-) -> Iterator[Record]:
-    """The mean gain of the best few of a search on held-out rows."""
-    points = [search.candidate(params, part.sweep, *best[:3]) for best in part.top_k[:FEW]]
-    gains = _gains(loss, [params, *points], place.rows.held_out)
-    yield Record(NAME, "held_out_gain", float(gains.mean()), "nats", where)
-
-
-def _gains(loss: Loss, points: Sequence[Params], batches: Sequence[Any]) -> np.ndarray:
-    """Of every point but the first, its gain over the first: [points - 1, batches]."""
-    scores = np.asarray([[float(search.score(loss, point, rows)) for rows in batches] for point in points])
-    return scores[:1] - scores[1:]
-
-
-def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
-    """What one step down the gradient of other rows gains, of the length that is best on the scored ones."""
-    slope = search_steps.slope_of(place)
-    direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
-    lengths = config.radii[0] * np.geomspace(0.01, 1, 9)
-    norm = trees.norm(place.params)
-    points = [trees.axpy(float(length) * norm, direction, place.params) for length in lengths]
-    on_scored = _gains(place.loss, [place.params, *points], [place.rows.scored])[:, 0]
-    best = int(np.argmax(on_scored))
-    kept = _gains(place.loss, [place.params, points[best]], place.rows.held_out)
-    yield Record(NAME, "step_radius", float(lengths[best]), "1")
-    yield Record(NAME, "step_gain", float(on_scored[best]), "nats")
-    yield Record(NAME, "step_held_out_gain", float(kept.mean()), "nats")
-
-
-def _share_foretold(place: Place) -> float:
-    """To first order the share of a gain that is left on held-out rows: `<a, b> / |a|^2`, b the gradient there."""
-    slopes = [derivatives.gradient(place.loss, place.params, rows) for rows in place.rows.held_out]
-    there = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *slopes)
-    here = derivatives.gradient(place.loss, place.params, place.rows.scored)
-    return float(trees.dot(here, there) / trees.dot(here, here))
-
-
-def _bias_gain(place: Place) -> float:
-    """What one number for each answer, fitted on the scored rows, gains on held-out ones.
-
-    The numbers are added to the log-probabilities of the answers; a small penalty keeps them finite where all scored
-    rows have one right answer.
-    """
-    from scipy.optimize import minimize
-
-    def read(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        nats = choices.choice_nats(place.nats_at, place.params, rows)
-        return np.asarray(nats, np.float64), np.asarray(rows.right)
-
-    def loss(bias: np.ndarray, nats: np.ndarray, right: np.ndarray) -> float:
-        of_answers = bias - nats
-        of_right = of_answers[np.arange(len(right)), right]
-        return float(np.mean(logsumexp(of_answers, axis=1) - of_right))
-
-    scored = read(place.rows.scored)
-    zero = np.zeros(scored[0].shape[1])
-    bias = minimize(lambda b: loss(b, *scored) + PENALTY * float(b @ b), zero).x
-    held_out = [read(rows) for rows in place.rows.held_out]
-    return float(np.mean([loss(zero, *rows) - loss(bias, *rows) for rows in held_out]))
+            yield from search_kept.few_held_out(search_kept.at_length(result, j), place, at.loss, at.params, where)
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

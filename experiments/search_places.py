@@ -117,7 +117,7 @@ class Rows(NamedTuple):
     Attributes:
       scored: what every candidate is scored on.
       held_out: batches that none of them saw.
-      others: batches of rows that are neither.
+      others: batches of rows that are neither; they may be of groups that scored rows are of.
     """
 
     scored: Batch
