@@ -15,11 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from scipy.special import logsumexp
 
-from experiments import search_language_judged, search_language_shown, search_places, search_steps
+from experiments import search_kept, search_language_judged, search_language_shown, search_places, search_steps
 from experiments.recoveries import Told
 from experiments.search_places import Place, PlacesSpec
 from experiments.searches import PROGRAMS, noise_seed
@@ -28,16 +26,16 @@ from lacuna.errors import InvalidInput
 from lacuna.reports.claims import Claim
 from lacuna.reports.records import Place as At
 from lacuna.reports.records import Record
-from lacuna.tasks import choices
-from lacuna.types import Loss, Params
+from lacuna.types import Loss
 
 NAME, TITLE = "search_language", "Random search around language models"
 ABOUT = (
     "Random steps around the weights of a trained language model, both signs of each, scored on a few rows; the best "
     "are scored again on rows that no candidate saw. Steps are given by their root mean square length as a share of "
-    "the weights' norm. The rule, for each model and objective: the 95 % interval over seeds of the top K's mean gain "
-    "on held-out rows is above zero; the control: so is that of its distance to as many random candidates of the "
-    "winner's step, and for a search over right answers also that of its distance to the top K of a search over "
+    "the weights' norm; which length is judged is chosen on rows apart. The rule, for each model and objective: the "
+    "95 % interval over seeds of the top K's mean gain on held-out rows is above zero; the control: so is that of its "
+    "distance to as many random candidates of that length, and for a search over right answers also that of its "
+    "distance to the top K of a search over "
     "shuffled labels, which can gain on the scored rows alone. A seed is another split of the same questions, or "
     "another stretch of the same text, and other noise, around the same weights; held-out questions are of other "
     "events. Of questions with few answers a search may merely learn how often each is right: beside it stands what "
@@ -46,12 +44,6 @@ ABOUT = (
     "coordinate the loss changes by σ|a|Z + σ²/2 (tr H + s Z'), s the standard deviation of zᵀHz, so that the share "
     "is Φ(-σ tr H / 2 over the root of |a|² + σ²s²/4): half for small steps, and less where curvature costs."
 )
-
-FEW = 4
-"""Of the best of a family at a step, that are scored on held-out rows."""
-
-PENALTY = 1e-4
-"""On the square of an answer's bias."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Config:
 
     num_seeds: int = 5
     num_draws: int = 128
-    num_family_draws: int = 32
+    num_family_draws: int = 16
     radii: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     error_radii: tuple[float, ...] = (0.03, 0.1)
     family_radii: tuple[float, ...] = (0.003, 0.03)
@@ -152,8 +144,9 @@ def run_seed(config: Config, seed: int, cache: Path, told: Told) -> list[Record]
     found: list[Record] = []
     for place in search_places.places(config.places, seed, cache, told):
         where: dict[str, At] = {"seed": seed, "place": place.name, "num_params": trees.size(place.params)}
-        for measured in (_main, _by_answers, _families, _one_step):
+        for measured in (_main, _by_answers, _families):
             found += [_placed(record, where) for record in measured(config, place, seed, told)]
+        found += [_placed(record, where) for record in search_kept.one_step(place, config.radii[0])]
         twin = search_places.untrained(place, seed)
         told(f"{twin.name}: which share improves")
         result = _searched(config, twin, twin.loss, seed, config.num_family_draws, config.radii)
@@ -174,14 +167,13 @@ def _searched(
     num_draws: int,
     radii: Sequence[float],
     *,
-    family: search.Family | None = None,
     batch: Any = None,
     name: str = "one σ",
 ) -> search.SweepResult:
-    """Search at steps of these lengths; Gaussian ones of one sigma unless there is a family."""
+    """Search by Gaussian steps of one sigma, of these lengths."""
     norm = float(trees.norm(place.params))
     sweep = search.Sweep(
-        family or search.gaussian(stacked=place.model.stacked),
+        search.gaussian(stacked=place.model.stacked),
         tuple(radius * norm for radius in radii),
         num_draws,
         seed=noise_seed(NAME, place.name, seed, name),
@@ -205,11 +197,13 @@ def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Recor
         for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
             yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": "one σ"})
     yield from _density(config, place, result, seed)
-    yield from _held_out(result, place.loss, place, place.rows.scored, "nats")
-    columns = [config.radii.index(radius) for radius in config.family_radii]
-    yield from _best_held_out(config, result, place, "one σ", place.loss, place.params, columns)
+    yield from search_kept.held_out(result, place.loss, place, place.rows.scored, "nats")
+    for radius in config.family_radii:
+        sub = search_kept.at_length(result, config.radii.index(radius))
+        yield from search_kept.few_held_out(sub, place, place.loss, place.params, {"radius": radius, "family": "one σ"})
+    yield Record(NAME, "share_foretold", search_kept.share_foretold(place), "1")
     if place.task == "choices":
-        yield Record(NAME, "bias_gain", _bias_gain(place), "nats")
+        yield Record(NAME, "bias_gain", search_kept.bias_gain(place), "nats")
 
 
 def _density(config: Config, place: Place, result: search.SweepResult, seed: int) -> Iterator[Record]:
@@ -231,18 +225,6 @@ def _density(config: Config, place: Place, result: search.SweepResult, seed: int
         yield Record(NAME, "improving", share, "1", {"radius": radius})
 
 
-def _held_out(result: search.SweepResult, loss: Loss, place: Place, batch: Any, objective: str) -> Iterator[Record]:
-    """The winner, the top K and as many random candidates on held-out rows."""
-    for record in search.held_out_records(result, loss, place.params, batch, place.rows.held_out):
-        group = str(record.where["group"])
-        short = "winner" if group == "winner" else "top" if group.startswith("top") else "random"
-        yield replace(record, where={**record.where, "group": short, "objective": objective})
-    if result.best is not None:
-        yield Record(
-            NAME, "winner_radius", result.best.sigma / float(trees.norm(place.params)), "1", {"objective": objective}
-        )
-
-
 def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
     """The same search over right answers, and over shuffled labels."""
     if place.error is None:
@@ -253,7 +235,7 @@ def _by_answers(config: Config, place: Place, seed: int, told: Told) -> Iterator
             config, place, place.error, seed, config.num_draws, config.error_radii, batch=batch, name=objective
         )
         yield Record(NAME, "base", result.base_score, "1", {"objective": objective})
-        yield from _held_out(result, place.error, place, batch, objective)
+        yield from search_kept.held_out(result, place.error, place, batch, objective)
 
 
 def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
@@ -283,71 +265,8 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
         for j, radius in enumerate(config.family_radii):
             for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):
                 yield Record(NAME, "gain", gain, "nats", {"radius": radius, "n": n, "family": name})
-        columns = range(len(config.family_radii))
-        yield from _best_held_out(config, result, place, name, at.loss, at.params, columns)
-
-
-def _one_step(config: Config, place: Place, seed: int, told: Told) -> Iterator[Record]:
-    """What a step of the same lengths down the gradient of other rows gains: one gradient, and no search."""
-    slope = search_steps.slope_of(place)
-    direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
-    for radius in config.radii:
-        moved = trees.axpy(radius * trees.norm(place.params), direction, place.params)
-        gains = _gains(place.loss, [place.params, moved], (place.rows.scored, *place.rows.held_out))[0]
-        at: dict[str, At] = {"radius": radius, "family": "a gradient step"}
-        yield Record(NAME, "step_gain", gains[0], "nats", at)
-        yield Record(NAME, "held_out_gain", float(gains[1:].mean()), "nats", at)
-
-
-def _gains(loss: Loss, points: Sequence[Params], batches: Sequence[Any]) -> np.ndarray:
-    """Of every point but the first, its gain over the first: [points - 1, batches]."""
-    scores = np.asarray([[float(search.score(loss, point, rows)) for rows in batches] for point in points])
-    return scores[:1] - scores[1:]
-
-
-def _best_held_out(
-    config: Config,
-    result: search.SweepResult,
-    place: Place,
-    family: str,
-    loss: Loss,
-    params: Params,
-    columns: Sequence[int],
-) -> Iterator[Record]:
-    """The mean gain of the best few of each step of a search on held-out rows."""
-    sweep = result.sweep
-    for radius, column in zip(config.family_radii, columns, strict=True):
-        scores = np.where(np.isfinite(result.scores[:, column]), result.scores[:, column], np.inf)
-        best = [np.unravel_index(i, scores.shape) for i in np.argsort(scores, axis=None, kind="stable")[:FEW]]
-        points = [
-            search.candidate(params, sweep, int(draw), sweep.sigmas[column], 1 - 2 * int(side)) for draw, side in best
-        ]
-        gains = _gains(loss, [params, *points], place.rows.held_out)
-        yield Record(NAME, "held_out_gain", float(gains.mean()), "nats", {"radius": radius, "family": family})
-
-
-def _bias_gain(place: Place) -> float:
-    """What one number for each answer, fitted on the scored rows, gains on held-out ones.
-
-    The numbers are added to the log-probabilities of the answers; a small penalty keeps them finite where all scored
-    rows have one right answer.
-    """
-    from scipy.optimize import minimize
-
-    def read(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        nats = choices.choice_nats(place.nats_at, place.params, rows)
-        return np.asarray(nats, np.float64), np.asarray(rows.right)
-
-    def loss(bias: np.ndarray, nats: np.ndarray, right: np.ndarray) -> float:
-        of_answers = bias - nats
-        of_right = of_answers[np.arange(len(right)), right]
-        return float(np.mean(logsumexp(of_answers, axis=1) - of_right))
-
-    scored = read(place.rows.scored)
-    zero = np.zeros(scored[0].shape[1])
-    bias = minimize(lambda b: loss(b, *scored) + PENALTY * float(b @ b), zero).x
-    held_out = [read(rows) for rows in place.rows.held_out]
-    return float(np.mean([loss(zero, *rows) - loss(bias, *rows) for rows in held_out]))
+            where: dict[str, At] = {"radius": radius, "family": name}
+            yield from search_kept.few_held_out(search_kept.at_length(result, j), place, at.loss, at.params, where)
 
 
 def claims(records: Sequence[Record], config: Config) -> list[Claim]:

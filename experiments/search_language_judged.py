@@ -72,6 +72,9 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
             beyond = distance(records, top, {"objective": objective, "group": "random"}, place=place)
             random, winner = (spread(records, "held_out_gain", **at, group=group) for group in ("random", "winner"))
             searched = spread(records, "search_gain", **at, group="top")
+            length, greedy, blind = (
+                spread(records, name, **at) for name in ("chosen_radius", "greedy_gain", "greedy_radius")
+            )
             control = f"{config.top_k} random candidates of the winner's step {random}; distance {beyond}"
             holds = beyond.low > 0
             if objective == "accuracy":
@@ -92,8 +95,9 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
                     "C13",
                     f"random search lowers the loss on held-out rows: {place}, by {words}",
                     "random search works on language models (no figure known to us)",
-                    f"mean gain of the top {config.top_k}, 95 % interval over seeds: {gain}; the winner {winner}; on "
-                    f"scored rows the top {config.top_k} {searched}",
+                    f"mean gain of the top {config.top_k}, 95 % interval over seeds: {gain}, at length {length}; the "
+                    f"winner {winner}; on scored rows the top {config.top_k} {searched}; at the length that is best on "
+                    f"scored rows, {blind}, on held-out ones {greedy}",
                     control,
                     verdict(gain.low > 0, holds, len(seeds_of(records))),
                 )

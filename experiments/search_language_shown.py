@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import drawing
-from experiments.search_language_judged import MOST, Shape, draws_needed, places_of
+from experiments.search_language_judged import Shape, draws_needed, places_of
 from lacuna.reports.claims import Spread, spread
 from lacuna.reports.records import Place, Record, select
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLAIN, STEP = "one σ", "a gradient step"
+PLAIN = "one σ"
 
 SEARCHES = {"nats": "nats", "accuracy": "right answers", "shuffled labels": "shuffled labels"}
 """What was searched over, in words."""
@@ -46,9 +46,15 @@ def _held_out(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
                     spread(records, name, **at) for name in ("shrinkage", "shrinkage_low", "shrinkage_high")
                 )
                 told = f"{kept}, [{low.mean:.2g}, {high.mean:.2g}]" if np.isfinite(kept.mean) else "nothing to keep"
-                radius = spread(records, "winner_radius", place=place, objective=objective)
+                radius = spread(records, "chosen_radius", place=place, objective=objective)
                 lines.append([place, words, group, str(radius), *map(str, gains), told])
-    columns = ["model and task", "searched over", "candidates", "winner's length", "gain on scored rows"]
+        names = ("step_radius", "step_gain", "step_held_out_gain")
+        lines.append(
+            [place, "no search", "one gradient step", *(str(spread(records, name, place=place)) for name in names), ""]
+        )
+        share = spread(records, "share_foretold", place=place)
+        lines.append([place, "nats", "first order", "", "", "", f"{share}"])
+    columns = ["model and task", "searched over", "candidates", "length", "gain on scored rows"]
     return [*columns, "on held-out rows", "share kept, [95 % over batches]"], lines
 
 
@@ -66,12 +72,11 @@ def _by_radius(records: Sequence[Record], config: Any) -> tuple[list[str], list[
                     f"{float(shape.gain(config.num_draws, radius)):.2g} [{float(low):.2g}, {float(high):.2g}]",
                     str(spread(records, "gain", **at, family=PLAIN, n=config.num_draws)),
                     str(spread(records, "f1_share", **at)),
-                    str(spread(records, "step_gain", **at)),
-                    str(spread(records, "held_out_gain", **at, family=STEP)),
+                    str(spread(records, "top_at_length", **at, objective="nats")),
                 ]
             )
     columns = ["model and task", "length", "foretold gain [99 % of searches], nats", "found gain", "odd share"]
-    return [*columns, "one gradient step of this length", "that on held-out rows"], lines
+    return [*columns, "its top K on held-out rows"], lines
 
 
 def _families(records: Sequence[Record], config: Any) -> tuple[list[str], list[list[str]]]:
@@ -92,7 +97,7 @@ def _counted(numbers: Spread) -> str:
 
     def told(number: float) -> str:
         if math.isinf(number):
-            return f"over {MOST:.0e}"
+            return "no number"
         return f"{number:,.0f}" if number < 10_000 else f"{number:.0e}"
 
     ordered = sorted(numbers.values)
@@ -228,7 +233,7 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
                 label = {"gain": "scored rows", "held_out_gain": "held-out rows"}[quantity]
                 panel.plot(found.values, np.full(len(found.values), y), marker, color=colour, ms=3, alpha=0.4)
                 panel.plot(found.mean, y, marker, color=colour, ms=6, label=label if y == 0 else None)
-        step = spread(records, "held_out_gain", place=place, radius=radius, family=STEP).mean
+        step = spread(records, "step_held_out_gain", place=place).mean
         panel.axvline(step, color=drawing.MEASURED, ls=":", lw=1.2, label="one gradient step, held-out rows")
         panel.axvline(0, color="black", lw=0.8)
         panel.set_xscale("symlog", linthresh=_near_zero(records, config, place, radius))
@@ -241,8 +246,8 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         f"Families of steps of one root mean square length: the best of {config.num_family_draws} draws, both signs, "
         "on the scored rows, and the mean of the best few on held-out ones; large markers are means over seeds. The "
         "axis is linear around zero and logarithmic beyond. Scales and bases but the random one were made of "
-        "gradients on other rows: what these are worth by themselves says the dotted line, one step of the same "
-        "length down such a gradient."
+        "gradients on other rows: what these are worth by themselves says the dotted line, one step down such a "
+        "gradient, of the length that is best on the scored rows."
     )
     return {"families": (figure, caption)}
 

@@ -74,7 +74,7 @@ class PlacesSpec:
     questions: str = ""
     text: str = ""
     num_questions: int = 32
-    num_rows: int = 8
+    num_rows: int = 24
     length: int = 32
     num_characters: int = 100_000
     held_out_share: float = 0.4
@@ -117,7 +117,7 @@ class Rows(NamedTuple):
     Attributes:
       scored: what every candidate is scored on.
       held_out: batches that none of them saw.
-      others: batches of rows that are neither.
+      others: batches of rows that are neither; they may be of groups that scored rows are of.
     """
 
     scored: Batch

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import search_language, search_places, search_steps
+from experiments import search_kept, search_language, search_places, search_steps
 from experiments.search_language_judged import Interval, Shape
 from lacuna import keys, models, search, trees
 from lacuna.checkpoints.configs import spec_from_config
@@ -98,6 +98,22 @@ def test_held_out_groups_are_whole_and_every_part_has_each_label_as_often():
         search_places.split(every, labels, groups, size=64, share=0.4, seed=3)
 
 
+def test_one_length_of_a_search_is_the_search_of_that_length():
+    def loss(params, batch):
+        return jnp.sum(batch * params["x"]) + jnp.sum(params["x"] ** 2)
+
+    params, batch = {"x": jnp.zeros(6)}, jnp.arange(6.0)
+    several, one = (
+        search.run_sweep(loss, params, batch, search.Sweep(search.gaussian(), sigmas, 20, seed=5, top_k=3))
+        for sigmas in ((0.01, 0.1), (0.1,))
+    )
+    part = search_kept.at_length(several, 1)
+    assert part.sha256 == one.sha256
+    assert part.top_k == one.top_k
+    assert part.gain == one.gain
+    assert part.sweep == one.sweep
+
+
 def test_operator_scales_give_every_matrix_one_operator_norm():
     like = {"wide": jnp.zeros((40, 160)), "layers": {"kernel": jnp.zeros((2, 60, 60)), "bias": jnp.zeros((2, 200))}}
     model = SimpleNamespace(stacked=lambda name: name.startswith("layers"))
@@ -166,7 +182,7 @@ def test_a_fitted_bias_learns_how_often_each_answer_is_right():
     place = SimpleNamespace(nats_at=nats_at, params={}, rows=SimpleNamespace(scored=rows, held_out=(rows,)))
     base = np.logaddexp(-1, -4) + np.mean(np.asarray(leaning)[np.asarray(right)])
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-    assert search_language._bias_gain(place) == pytest.approx(base - entropy, rel=1e-3)
+    assert search_kept.bias_gain(place) == pytest.approx(base - entropy, rel=1e-3)
 
 
 @pytest.mark.parametrize(
