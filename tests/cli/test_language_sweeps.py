@@ -38,7 +38,9 @@ def lacuna(monkeypatch, tmp_path):
     ("options", "told"),
     [
         (("--adapter", "new"), "bit for bit the same"),
-        (("--dtype", "bfloat16", "--noise", "low_rank"), "stood beside narrow weights"),
+        pytest.param(
+            ("--dtype", "bfloat16", "--noise", "low_rank"), "stood beside narrow weights", marks=pytest.mark.slow
+        ),
     ],
     ids=["adapter", "factors"],
 )
