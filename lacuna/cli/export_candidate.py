@@ -125,7 +125,7 @@ def _write(
     recipe: dict[str, Any],
 ) -> None:
     from lacuna import setups
-    from lacuna.checkpoints import Adapter, export_hf, native, save_adapter
+    from lacuna.checkpoints import Adapter, export_hf, load_tokenizer, native, save_adapter
 
     if not isinstance(setup, setups.LanguageSetup):
         native.save(to, winner, {"recipe": {**recipe, "seed": options.seed, "unit": options.unit}})
@@ -136,6 +136,8 @@ def _write(
         return
     like = opened.folder
     export_hf(setup.model, winner, to, like=like, dtype=dtype, max_shard_bytes=max_shard_bytes, ignore=options.ignore)
+    if options.tokenizer:  # the model's own folder may have none
+        load_tokenizer(options.tokenizer).save_pretrained(to)
 
 
 def _score_of_files(setup: "Point", to: Path, options: SweepOptions) -> float:

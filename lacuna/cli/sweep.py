@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lacuna.cli.points import Point
     from lacuna.reports.records import Record
     from lacuna.reports.sweep_outcome import SigmaRow
-    from lacuna.search import Sweep, SweepResult
+    from lacuna.search import Candidate, Sweep, SweepResult
 
 
 @dataclass(frozen=True)
@@ -231,31 +231,46 @@ def _search(
 
 
 def _metric_records(result: "SweepResult", setup: "Point") -> "list[Record]":
-    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size.
+    """The task's metrics on held-out rows, at the base point and at the winner: means over batches of one size."""
+    import jax
 
-    The winner's weights are made as the search made them: there may be no room for a whole model more.
-    """
+    from lacuna.reports.records import Record
+
+    metric = jax.jit(setup.task.metric)
+    points: dict[str, Callable[[Any], dict[str, Any]]] = {"base": partial(metric, setup.params)}
+    if result.best is not None:
+        points["winner"] = _metric_at(result.best, result.sweep, setup)
+    found = []
+    for point, of_rows in points.items():
+        of_batch = [jax.device_get(of_rows(rows)) for rows in setup.held_out]
+        for name in of_batch[0]:
+            mean = sum(float(one[name]) for one in of_batch) / len(of_batch)
+            found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
+    return found
+
+
+def _metric_at(best: "Candidate", sweep: "Sweep", setup: "Point") -> Callable[[Any], dict[str, Any]]:
+    """The metrics at a candidate, on rows."""
     import jax
     from jax.tree_util import Partial
 
     from lacuna import models, search, trees
-    from lacuna.reports.records import Record
-    from lacuna.types import Objective
 
-    searched = setup.task.objective
-    found = []
-    for name in jax.eval_shape(setup.task.metric, setup.params, setup.held_out[0]):
-        objective = Objective(Partial(_Named(name), trees.as_data(setup.task.metric)))
-        if searched.noisy_loss is not None:
-            objective = models.searchable(objective.loss, layerwise=searched.perturbed_loss is not None)
-        of_point = {"base": [float(search.score(objective, setup.params, rows)) for rows in setup.held_out]}
-        if result.best is not None:
-            again = partial(search.rescore, sweep=result.sweep, candidates=(result.best,))
-            of_point["winner"] = [float(again(objective, setup.params, rows)[0]) for rows in setup.held_out]
-        for point, numbers in of_point.items():
-            mean = sum(numbers) / len(numbers)
-            found.append(Record("sweep", "metric", mean, "1", {"name": name, "point": point}))
-    return found
+    searched, metric = setup.task.objective, setup.task.metric
+    if searched.noisy_loss is None:
+        return partial(jax.jit(metric), search.candidate(setup.params, sweep, best.index, best.sigma, best.sign))
+    # As the search made its weights: there may be no room for a whole model more, and factors are not rounded there.
+    data, layerwise = trees.as_data(metric), searched.perturbed_loss is not None
+    names = jax.eval_shape(metric, setup.params, setup.held_out[0])
+    objectives = {name: models.searchable(Partial(_Named(name), data), layerwise=layerwise) for name in names}
+
+    def at_best(rows: Any) -> dict[str, Any]:
+        return {
+            name: search.rescore(objective, setup.params, rows, sweep, (best,))[0]
+            for name, objective in objectives.items()
+        }
+
+    return at_best
 
 
 @dataclass(frozen=True)
