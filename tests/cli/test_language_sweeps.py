@@ -49,7 +49,7 @@ def test_a_winner_is_exported_and_scored_from_its_files(lacuna, capsys, tmp_path
     assert "What rounding left" not in (tmp_path / "run" / "report.md").read_text()  # factors are not rounded
     assert lacuna("export", "run", "--to", "winner") == 0
     printed = capsys.readouterr().out
-    assert "The noise stood beside narrow weights" in printed
+    assert told in printed
     assert re.search(r"read from there its loss is -?\d", printed)
 
 
