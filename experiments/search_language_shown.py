@@ -220,7 +220,7 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("held-out gain over the winner's searched gain")
     panel.set_title("on rows that the search did not see", loc="left")
-    panel.legend(fontsize=7.5)
+    panel.legend(fontsize=7.5, loc="lower right")
 
 
 def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str]) -> dict[str, tuple["Figure", str]]:
@@ -243,9 +243,14 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         step = spread(records, "step_held_out_gain", place=place).mean
         panel.axvline(step, color=drawing.MEASURED, ls=":", lw=1.2, label="one gradient step, held-out rows")
         panel.axvline(0, color="black", lw=0.8)
-        panel.set_xscale("symlog", linthresh=_near_zero(records, config, place, radius))
+        near_zero = _near_zero(records, config, place, radius)
+        panel.set_xscale("symlog", linthresh=near_zero)
+        ends = panel.get_xlim()
+        decades = [10.0**k for k in range(math.ceil(math.log10(3 * near_zero)), 4)]
+        panel.set_xticks([*(-decade for decade in decades), 0, *decades])
         panel.set_yticks(range(len(families)), families)
         panel.set_ylim(len(families) - 0.5, -0.5)
+        panel.set_xlim(*ends)
         panel.set_xlabel("gain, nats")
         panel.set_title(f"{place}\nlength {radius:g}", loc="left", fontsize=9)
     drawing.legend_above(figure, panels[0], columns=3)
