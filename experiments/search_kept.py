@@ -1,7 +1,8 @@
 """What is left of the gains of a search around a language model on rows that no candidate saw."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -45,17 +46,12 @@ def held_out(result: search.SweepResult, loss: Loss, place: Place, batch: Any, o
     norm = float(trees.norm(place.params))
     where: dict[str, At] = {"objective": objective}
 
-    def gain(part: search.SweepResult, rows: Sequence[Any]) -> float:
-        base = np.asarray([float(search.score(loss, place.params, one)) for one in rows])
-        scores = [search.rescore(loss, place.params, one, part.sweep, part.top_k) for one in rows]
-        return float(np.mean(base[:, None] - np.asarray(scores, np.float64)))
-
     apart = [place.rows.others(step) for step in range(search_steps.NUM_SLOPES, search_steps.NUM_SLOPES + NUM_APART)]
-    chosen = int(np.nanargmax([gain(part, apart) for part in parts]))
+    chosen = int(np.nanargmax([_kept(part, loss, place.params, apart) for part in parts]))
     greedy = int(np.nanargmax([part.gain for part in parts]))
     for column, part in enumerate(parts):
         radius = part.sweep.sigmas[0] / norm
-        kept = gain(part, place.rows.held_out)
+        kept = _kept(part, loss, place.params, place.rows.held_out)
         yield Record(EXPERIMENT, "top_at_length", kept, "loss", {**where, "radius": round(radius, 9)})
         if column == greedy:
             yield Record(EXPERIMENT, "greedy_gain", kept, "loss", where)
@@ -72,15 +68,20 @@ def few_held_out(
     part: search.SweepResult, place: Place, loss: Loss, params: Params, where: dict[str, At]
 ) -> Iterator[Record]:
     """The mean gain of the best few of a search on held-out rows."""
-    points = [search.candidate(params, part.sweep, *best[:3]) for best in part.top_k[:FEW]]
-    gains = _gains(loss, [params, *points], place.rows.held_out)
-    yield Record(EXPERIMENT, "held_out_gain", float(gains.mean()), "nats", where)
+    kept = _kept(replace(part, top_k=part.top_k[:FEW]), loss, params, place.rows.held_out)
+    yield Record(EXPERIMENT, "held_out_gain", kept, "nats", where)
 
 
-def _gains(loss: Loss, points: Sequence[Params], batches: Sequence[Any]) -> np.ndarray:
-    """Of every point but the first, its gain over the first: [points - 1, batches]."""
-    scores = np.asarray([[float(search.score(loss, point, rows)) for rows in batches] for point in points])
-    return scores[:1] - scores[1:]
+def _kept(part: search.SweepResult, loss: Loss, params: Params, rows: Sequence[Any]) -> float:
+    """The mean gain of the best of a search on other rows."""
+    points = (search.candidate(params, part.sweep, *best[:3]) for best in part.top_k)
+    return float(_gains(loss, params, points, rows).mean())
+
+
+def _gains(loss: Loss, params: Params, points: Iterable[Params], batches: Sequence[Any]) -> np.ndarray:
+    """Of every point, made one after the other, its gain over the params: [points, batches]."""
+    base, *scores = ([float(search.score(loss, point, rows)) for rows in batches] for point in chain([params], points))
+    return np.asarray(base) - np.asarray(scores)
 
 
 def one_step(place: Place, longest: float) -> Iterator[Record]:
@@ -94,10 +95,11 @@ def one_step(place: Place, longest: float) -> Iterator[Record]:
     direction = jax.tree.map(lambda leaf: -leaf / trees.norm(slope), slope)
     lengths = longest * np.geomspace(0.01, 1, 9)
     norm = trees.norm(place.params)
-    points = [trees.axpy(float(length) * norm, direction, place.params) for length in lengths]
-    on_scored = _gains(place.loss, [place.params, *points], [place.rows.scored])[:, 0]
+    points = (trees.axpy(float(length) * norm, direction, place.params) for length in lengths)
+    on_scored = _gains(place.loss, place.params, points, [place.rows.scored])[:, 0]
     best = int(np.argmax(on_scored))
-    kept = _gains(place.loss, [place.params, points[best]], place.rows.held_out)
+    moved = trees.axpy(float(lengths[best]) * norm, direction, place.params)
+    kept = _gains(place.loss, place.params, [moved], place.rows.held_out)
     yield Record(EXPERIMENT, "step_radius", float(lengths[best]), "1")
     yield Record(EXPERIMENT, "step_gain", float(on_scored[best]), "nats")
     yield Record(EXPERIMENT, "step_held_out_gain", float(kept.mean()), "nats")

@@ -90,6 +90,11 @@ class Config:
             got = self.top_k, self.num_family_draws, self.num_draws
             raise InvalidInput("top_k, twice num_family_draws and twice num_draws must ascend", got=got)
 
+    @property
+    def num_compared(self) -> int:
+        """Draws of which the best are compared over families: half, so that the mean is one over many subsets."""
+        return max(1, self.num_family_draws // 2)
+
 
 PRESETS = {
     "smoke": Config(
@@ -189,7 +194,7 @@ def _main(config: Config, place: Place, seed: int, told: Told) -> Iterator[Recor
     result = _searched(config, place, place.loss, seed, config.num_draws, config.radii)
     yield Record(NAME, "base", result.base_score, "nats")
     sizes = search.subset_sizes(config.num_draws, per_octave=1)
-    sizes = np.union1d(sizes, config.num_family_draws)
+    sizes = np.union1d(sizes, config.num_compared)
     curves = search.measured_curves(result.base_score, result.scores, sizes)["both"]
     regime = theory.linear_regime(np.float32(config.radii), *np.moveaxis(result.scores, 2, 0), result.base_score)
     for j, radius in enumerate(config.radii):
@@ -260,7 +265,7 @@ def _families(config: Config, place: Place, seed: int, told: Told) -> Iterator[R
             family, tuple(sigmas), config.num_family_draws, seed_of_noise, top_k=config.top_k, unit=unit
         )
         result = search.run_sweep(at.loss, at.params, place.rows.scored, sweep, programs=PROGRAMS)
-        sizes = search.subset_sizes(config.num_family_draws, per_octave=1)
+        sizes = np.unique([1, config.num_compared, config.num_family_draws])
         curves = search.measured_curves(result.base_score, result.scores, sizes)["both"]
         for j, radius in enumerate(config.family_radii):
             for n, gain in zip(sizes.tolist(), curves[:, j].tolist(), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lacuna import theory
-from lacuna.reports.claims import Claim, Spread, seeds_of, spread, verdict
+from lacuna.reports.claims import Claim, seeds_of, spread, verdict
 from lacuna.reports.records import Place, Record, select, value
 
 LEVEL = 0.95
@@ -160,10 +160,25 @@ class Shape(NamedTuple):
         return float(np.exp(np.interp(gain, gains[first - 1 : first + 1], np.log(sizes[first - 1 : first + 1]))))
 
 
-def draws_needed(records: Sequence[Record], place: str, family: str, radius: float, n: int) -> Spread:
-    """Gaussian draws for the gain of n draws of a family at one step, of each seed."""
-    found = []
+class Worth(NamedTuple):
+    """What a family gains beside Gaussian steps of one sigma, at one length and number of draws.
+
+    Attributes:
+      ratio: of its gain to that which is foretold of them, over seeds.
+      draws: how many Gaussian ones gain as much, as foretold on average: at the ratio and at both ends of its interval.
+    """
+
+    ratio: Interval
+    draws: tuple[float, float, float]
+
+
+def worth(records: Sequence[Record], place: str, family: str, radius: float, n: int) -> Worth:
+    """Of a family at a length, the best of n draws."""
+    ratios = []
     for seed in seeds_of(records):
-        gain = value(records, "gain", seed=seed, place=place, family=family, radius=radius, n=n)
-        found.append(Shape.of(records, seed=seed, place=place).draws_for(gain, radius))
-    return Spread(tuple(found))
+        foretold = float(Shape.of(records, seed=seed, place=place).gain(n, radius))
+        ratios.append(value(records, "gain", seed=seed, place=place, family=family, radius=radius, n=n) / foretold)
+    ratio, shape = Interval.of(ratios), Shape.of(records, place=place)
+    foretold = float(shape.gain(n, radius))
+    low, mean, high = (shape.draws_for(end * foretold, radius) for end in ratio)
+    return Worth(ratio, (low, mean, high))

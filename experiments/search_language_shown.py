@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import drawing
-from experiments.search_language_judged import Shape, draws_needed, places_of
-from lacuna.reports.claims import Spread, spread
+from experiments.search_language_judged import Shape, places_of, worth
+from lacuna import theory
+from lacuna.reports.claims import spread
 from lacuna.reports.records import Place, Record, select
 
 if TYPE_CHECKING:
@@ -23,12 +24,11 @@ SEARCHES = {"nats": "nats", "accuracy": "right answers", "shuffled labels": "shu
 
 def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
     """Held-out rows, theory, families and density."""
+    few = f"the best of {config.num_compared} of {config.num_family_draws} draws"
     return {
         "Candidates scored again on held-out rows": _held_out(records),
         f"The best of {config.num_draws} Gaussian draws, foretold and found": _by_radius(records, config),
-        f"Families at one root mean square length, the best of {config.num_family_draws} draws": _families(
-            records, config
-        ),
+        f"Families at one root mean square length, {few}": _families(records, config),
         "Which share of candidates improves on the scored rows": _improving(records, config),
     }
 
@@ -53,7 +53,7 @@ def _held_out(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
             [place, "no search", "one gradient step", *(str(spread(records, name, place=place)) for name in names), ""]
         )
         share = spread(records, "share_foretold", place=place)
-        lines.append([place, "nats", "first order", "", "", "", f"{share}"])
+        lines.append([place, "nats", "any, foretold to first order", "", "", "", str(share)])
     columns = ["model and task", "searched over", "candidates", "length", "gain on scored rows"]
     return [*columns, "on held-out rows", "share kept, [95 % over batches]"], lines
 
@@ -80,29 +80,32 @@ def _by_radius(records: Sequence[Record], config: Any) -> tuple[list[str], list[
 
 
 def _families(records: Sequence[Record], config: Any) -> tuple[list[str], list[list[str]]]:
-    lines, n = [], config.num_family_draws
+    lines = []
     for place in places_of(records):
         for radius in config.family_radii:
             for family in (PLAIN, *config.families):
                 at: dict[str, Place] = {"place": place, "radius": radius, "family": family}
-                gain, kept = (spread(records, "gain", **at, n=n), spread(records, "held_out_gain", **at))
-                needed = draws_needed(records, place, family, radius, n)
-                lines.append([place, f"{radius:g}", family, str(gain), str(kept), _counted(needed)])
-    columns = ["model and task", "length", "family", "gain on scored rows, nats", "best few on held-out rows"]
-    return [*columns, "Gaussian draws for as much, foretold"], lines
+                gain, kept = (
+                    spread(records, "gain", **at, n=config.num_compared),
+                    spread(records, "held_out_gain", **at),
+                )
+                ratio, draws = worth(records, place, family, radius, config.num_compared)
+                lines.append([place, f"{radius:g}", family, str(gain), str(ratio), _counted(draws), str(kept)])
+    columns = ["model and task", "length", "family", "gain on scored rows, nats"]
+    columns += ["over the Gaussian, foretold [95 % over seeds]", "Gaussian draws for as much, foretold"]
+    return [*columns, "best few on held-out rows"], lines
 
 
-def _counted(numbers: Spread) -> str:
-    """The median over seeds with the range."""
+def _counted(draws: tuple[float, float, float]) -> str:
+    """At the ratio, and at the ends of its interval."""
 
     def told(number: float) -> str:
         if math.isinf(number):
             return "no number"
         return f"{number:,.0f}" if number < 10_000 else f"{number:.0e}"
 
-    ordered = sorted(numbers.values)
-    middle, ends = told(ordered[len(ordered) // 2]), [told(ordered[0]), told(ordered[-1])]
-    return middle if len(ordered) == 1 else f"{middle} ({ends[0]} to {ends[1]})"
+    low, mean, high = map(told, draws)
+    return mean if low == high else f"{mean} [{low} to {high}]"
 
 
 def _points(records: Sequence[Record]) -> list[tuple[str, int]]:
@@ -126,19 +129,22 @@ def _improving(records: Sequence[Record], config: Any) -> tuple[list[str], list[
 def figures(records: Sequence[Record], config: Any) -> dict[str, tuple["Figure", str]]:
     """The searches on one page, and the families on another."""
     names = places_of(records)
-    figure, panels = drawing.panels(len(names) + 2, width=3.7, height=3.7, sharey=False)
+    columns = (len(names) + 3) // 2
+    figure, panels = drawing.panels(columns, rows=2, width=4.6, height=3.7, sharey=False)
+    for panel in panels[len(names) : -2]:
+        panel.set_axis_off()
     for panel, place in zip(panels, names, strict=False):
         _against_n(panel, records, config, place)
     _density(panels[-2], records, config)
     _kept(panels[-1], records)
     caption = (
-        "Gaussian steps around the weights, both signs of each draw, mean over seeds. "
-        f"{'Left' if len(names) == 1 else 'First panels'}: the gain of the best of N on the scored rows (dots), "
-        "beside what gradient and curvature foretold (lines; shaded: where one search of that N ends in 99 % of all "
-        "cases), for steps of several lengths, as shares of the weights' norm; what is not positive is not drawn. Then "
-        "the share of candidates that improve at all: dots found, lines foretold by the normal law of the text; "
-        "points differ in size, task and training at once. Right: what candidates gain on rows that the search did "
-        "not see, in units of the winner's gain on the rows that it saw; a dot for each seed, a bar for the mean."
+        "Gaussian steps around the weights, both signs of each draw, mean over seeds. For each model and task the gain "
+        "of the best of N on the scored rows (dots), beside what gradient and curvature foretold (lines; shaded, where "
+        "the odd part of the loss holds more than 0.9: where one search of that N ends in 99 % of all cases), for "
+        "steps of several lengths, as shares of the weights' norm; what is not positive is not drawn. Then the share "
+        "of candidates that improve at all: dots found, lines foretold by the normal law of the text; models differ in "
+        "size and task at once, twins in training alone. Last: what candidates gain on rows that the search did not "
+        "see, in units of the winner's gain on the rows that it saw; a dot for each seed, a bar for the mean."
     )
     found = {"search_language": (figure, caption)}
     return found | _families_figure(records, config, names)
@@ -156,7 +162,8 @@ def _against_n(panel: "Axes", records: Sequence[Record], config: Any, place: str
         low, high = shape.band(sizes, radius)
         foretold = shape.gain(sizes, radius)
         tiny = float(np.max(np.abs(means))) * 1e-3
-        panel.fill_between(sizes, np.maximum(low, tiny), np.maximum(high, tiny), color=shade, alpha=0.15, lw=0)
+        if spread(records, "f1_share", place=place, radius=radius).mean > theory.SHARE:
+            panel.fill_between(sizes, np.maximum(low, tiny), np.maximum(high, tiny), color=shade, alpha=0.12, lw=0)
         panel.plot(sizes, np.where(foretold > 0, foretold, np.nan), color=shade, lw=1.2)
         panel.plot(sizes, np.where(means > 0, means, np.nan), "o", color=shade, ms=4, label=f"length {radius:g}")
     best = max(record.value for record in select(records, "gain", place=place, family=PLAIN))
@@ -213,12 +220,12 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("held-out gain over the winner's searched gain")
     panel.set_title("on rows that the search did not see", loc="left")
-    panel.legend(fontsize=7.5)
+    panel.legend(fontsize=7.5, loc="lower right")
 
 
 def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str]) -> dict[str, tuple["Figure", str]]:
     figure, panels = drawing.panels(
-        len(names) * len(config.family_radii), width=3.3, height=3.8, sharey=True, left=True
+        len(config.family_radii), rows=len(names), width=4.2, height=3.6, sharey=True, left=True
     )
     families = (PLAIN, *config.families)
     places = [(place, radius) for place in names for radius in config.family_radii]
@@ -226,7 +233,7 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         for y, family in enumerate(families):
             at: dict[str, Place] = {"place": place, "radius": radius, "family": family}
             for quantity, marker, colour, more in (
-                ("gain", "o", drawing.PREDICTED, {"n": config.num_family_draws}),
+                ("gain", "o", drawing.PREDICTED, {"n": config.num_compared}),
                 ("held_out_gain", "D", drawing.MEASURED, {}),
             ):
                 found = spread(records, quantity, **at, **more)
@@ -236,23 +243,29 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         step = spread(records, "step_held_out_gain", place=place).mean
         panel.axvline(step, color=drawing.MEASURED, ls=":", lw=1.2, label="one gradient step, held-out rows")
         panel.axvline(0, color="black", lw=0.8)
-        panel.set_xscale("symlog", linthresh=_near_zero(records, config, place, radius))
+        near_zero = _near_zero(records, config, place, radius)
+        panel.set_xscale("symlog", linthresh=near_zero)
+        ends = panel.get_xlim()
+        decades = [10.0**k for k in range(math.ceil(math.log10(3 * near_zero)), 4)]
+        panel.set_xticks([*(-decade for decade in decades), 0, *decades])
         panel.set_yticks(range(len(families)), families)
         panel.set_ylim(len(families) - 0.5, -0.5)
+        panel.set_xlim(*ends)
         panel.set_xlabel("gain, nats")
         panel.set_title(f"{place}\nlength {radius:g}", loc="left", fontsize=9)
     drawing.legend_above(figure, panels[0], columns=3)
     caption = (
-        f"Families of steps of one root mean square length: the best of {config.num_family_draws} draws, both signs, "
-        "on the scored rows, and the mean of the best few on held-out ones; large markers are means over seeds. The "
-        "axis is linear around zero and logarithmic beyond. Scales and bases but the random one were made of "
-        "gradients on other rows: what these are worth by themselves says the dotted line, one step down such a "
-        "gradient, of the length that is best on the scored rows."
+        f"Families of steps of one root mean square length: the best of {config.num_compared} draws, both signs, on "
+        f"the scored rows (mean over the subsets of {config.num_family_draws}), and the mean of the best few on "
+        "held-out ones; large markers are means over seeds. The axis is linear around zero and logarithmic beyond. "
+        "Scales and bases but those of weights, of operator norms and of random directions were made of gradients on "
+        "other rows: what these are worth by themselves says the dotted line, one step down such a gradient, of the "
+        "length that is best on the scored rows."
     )
     return {"families": (figure, caption)}
 
 
 def _near_zero(records: Sequence[Record], config: Any, place: str, radius: float) -> float:
     """A gain that counts as little: that of Gaussian steps."""
-    found = spread(records, "gain", place=place, radius=radius, family=PLAIN, n=config.num_family_draws)
+    found = spread(records, "gain", place=place, radius=radius, family=PLAIN, n=config.num_compared)
     return max(abs(found.mean), 1e-6)
