@@ -148,7 +148,7 @@ def test_the_report_is_redrawn_from_the_records_byte_for_byte(lacuna, copied):
         (["--top-k", "81"], "between 1 and the 80 evaluations.*got 81"),
         (["--top-k", "0"], "between 1 and the 80 evaluations.*got 0"),
         (["--batch-size", "0"], "batch_size must be at least 1; got 0"),
-        (["--probes", "1"], "probes must be at least 2; got 1"),
+        (["--probes", "1"], "probes must be at least 2, or 0 for no prediction; got 1"),
         (["--seed", "-1"], "seed must be.*got -1"),
         (["--setup-seed", "-1"], "seed must be.*got -1"),
         (["--width", "0"], "width must be at least 1; got 0"),
@@ -171,7 +171,7 @@ def test_bad_input_is_one_sentence_and_status_2_and_writes_nothing(lacuna, tmp_p
 )
 def test_a_folder_that_cannot_be_is_found_out_before_the_training(tmp_path, monkeypatch, capsys, option, sentence):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(setups, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(setups.digit_models, "fit", lambda *_, **__: pytest.fail("trained"))
     Path("precious").write_text("thesis")
     folders = {"--cache": "cache", "--out": "run"} | {option: f"precious/{option[2:].replace('out', 'run')}"}
     assert cli.run(["sweep", *SMALL, *chain(*folders.items())]) == 2
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_is_found_out_before_the_training(tmp_path, monk
 
 
 def test_a_folder_of_something_else_is_found_out_before_the_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(setups, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(setups.digit_models, "fit", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "thesis.txt").write_text("precious")
     assert cli.run(["sweep", *SMALL, "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 2
     assert "holds no sweep" in capsys.readouterr().err
