@@ -159,7 +159,7 @@ REFUSED = {
         "two models of one architecture; got `layers/attention/key/kernel`: [2, 16, 8] in",
     ),
     "a basis without its task": (["--basis", "krylov"], "the basis `krylov` needs a task; got no --task"),
-    "more directions than rows": (["--task", "TEXT", "--rank", "400"], "the bases need 3,200 rows of 8 tokens"),
+    "more directions than rows": (["--task", "TEXT", "--rank", "400"], "none of them twice; got "),
     "fewer batches than directions": (["--task", "TEXT", "--num-batches", "1"], "got 1 batches for rank 2"),
     "weights that are NaN": (["--to", "SPOILED"], "the end of a displacement must be finite; got 3 not so in `"),
     "a control alone": (["--control-task", "TEXT"], "a control task stands beside a task"),
