@@ -6,7 +6,7 @@ says. Whether that is worth anything is asked on rows that no candidate saw: the
 candidates, and a search over right answers beside one over shuffled labels. Also: the share of candidates that improve
 at all, against the step and the size of the model; and families of steps at one root mean square length.
 Expect: on the scored rows what theory says; on others a part of it, all the smaller the fewer rows were scored.
-Some 15 minutes on two cores of an AMD EPYC that do nothing else. `python -m experiments search-language:small`.
+Fifty minutes on two cores of an Intel Xeon that others kept busy, too. `python -m experiments search-language:small`.
 `paper`: GPT-2, Qwen2.5 and OLMo-2 on BoolQ, by accelerators; not run here. `smoke`: random weights, few draws.
 """
 
@@ -35,11 +35,12 @@ ABOUT = (
     "the weights' norm; which length is judged is chosen on rows apart. The rule, for each model and objective: the "
     "95 % interval over seeds of the top K's mean gain on held-out rows is above zero; the control: so is that of its "
     "distance to as many random candidates of that length, and for a search over right answers also that of its "
-    "distance to the top K of a search over "
-    "shuffled labels, which can gain on the scored rows alone. A seed is another split of the same questions, or "
-    "another stretch of the same text, and other noise, around the same weights; held-out questions are of other "
-    "events. Of questions with few answers a search may merely learn how often each is right: beside it stands what "
-    "one number for each answer, added to its log-probability and fitted on the scored rows, gains on held-out ones. "
+    "distance to the top K of a search over shuffled labels, which can gain on the scored rows alone. Where nothing "
+    "else is given, questions tell of an event and ask who was happy or sad, and text is the source of Python's "
+    "library. A seed is another split of the same questions, or another stretch of the same text, and other noise, "
+    "around the same weights; held-out questions are of other events. Of questions with few answers a search may "
+    "merely learn how often each is right: beside it stands what one number for each answer, added to its "
+    "log-probability and fitted on the scored rows, gains on held-out ones. "
     "Which share of candidates improves is foretold from gradient a and Hessian H by one normal law: at σ for each "
     "coordinate the loss changes by σ|a|Z + σ²/2 (tr H + s Z'), s the standard deviation of zᵀHz, so that the share "
     "is Φ(-σ tr H / 2 over the root of |a|² + σ²s²/4): half for small steps, and less where curvature costs."

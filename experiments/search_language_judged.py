@@ -75,7 +75,7 @@ def claims(records: Sequence[Record], config: Any) -> list[Claim]:
             length, greedy, blind = (
                 spread(records, name, **at) for name in ("chosen_radius", "greedy_gain", "greedy_radius")
             )
-            control = f"{config.top_k} random candidates of the winner's step {random}; distance {beyond}"
+            control = f"{config.top_k} random candidates of that length {random}; distance {beyond}"
             holds = beyond.low > 0
             if objective == "accuracy":
                 chance: dict[str, Place] = {"objective": "shuffled labels", "group": "top"}

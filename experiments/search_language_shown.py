@@ -24,9 +24,11 @@ SEARCHES = {"nats": "nats", "accuracy": "right answers", "shuffled labels": "shu
 
 def tables(records: Sequence[Record], config: Any) -> drawing.Tables:
     """Held-out rows, theory, families and density."""
+    places = config.places
+    scored = f"{places.num_questions} questions or {places.num_rows} rows of {places.length} tokens"
     few = f"the best of {config.num_compared} of {config.num_family_draws} draws"
     return {
-        "Candidates scored again on held-out rows": _held_out(records),
+        f"Candidates scored again on held-out rows, {scored} scored before": _held_out(records),
         f"The best of {config.num_draws} Gaussian draws, foretold and found": _by_radius(records, config),
         f"Families at one root mean square length, {few}": _families(records, config),
         "Which share of candidates improves on the scored rows": _improving(records, config),
@@ -93,7 +95,7 @@ def _families(records: Sequence[Record], config: Any) -> tuple[list[str], list[l
                 lines.append([place, f"{radius:g}", family, str(gain), str(ratio), _counted(draws), str(kept)])
     columns = ["model and task", "length", "family", "gain on scored rows, nats"]
     columns += ["over the Gaussian, foretold [95 % over seeds]", "Gaussian draws for as much, foretold"]
-    return [*columns, "best few on held-out rows"], lines
+    return [*columns, f"best few on held-out rows (one σ: of {config.num_draws})"], lines
 
 
 def _counted(draws: tuple[float, float, float]) -> str:
@@ -219,8 +221,8 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
     panel.set_yticks(range(len(rows)), [f"{place}\n{SEARCHES[objective]}" for place, objective in rows], fontsize=7.5)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("held-out gain over the winner's searched gain")
-    panel.set_title("on rows that the search did not see", loc="left")
-    panel.legend(fontsize=7.5, loc="lower right")
+    panel.set_title("held-out rows", loc="left")
+    panel.legend(fontsize=7.5, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str]) -> dict[str, tuple["Figure", str]]:
@@ -246,7 +248,7 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         near_zero = _near_zero(records, config, place, radius)
         panel.set_xscale("symlog", linthresh=near_zero)
         ends = panel.get_xlim()
-        decades = [10.0**k for k in range(math.ceil(math.log10(3 * near_zero)), 4)]
+        decades = [near_zero * 10.0**k for k in range(1, 5)]
         panel.set_xticks([*(-decade for decade in decades), 0, *decades])
         panel.set_yticks(range(len(families)), families)
         panel.set_ylim(len(families) - 0.5, -0.5)
@@ -257,7 +259,7 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
     caption = (
         f"Families of steps of one root mean square length: the best of {config.num_compared} draws, both signs, on "
         f"the scored rows (mean over the subsets of {config.num_family_draws}), and the mean of the best few on "
-        "held-out ones; large markers are means over seeds. The axis is linear around zero and logarithmic beyond. "
+        f"held-out ones (of one σ, of all {config.num_draws}); large markers are means over seeds. The axis is linear around zero and logarithmic beyond. "
         "Scales and bases but those of weights, of operator norms and of random directions were made of gradients on "
         "other rows: what these are worth by themselves says the dotted line, one step down such a gradient, of the "
         "length that is best on the scored rows."
@@ -266,6 +268,6 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
 
 
 def _near_zero(records: Sequence[Record], config: Any, place: str, radius: float) -> float:
-    """A gain that counts as little: that of Gaussian steps."""
+    """The power of ten below the gain of Gaussian steps."""
     found = spread(records, "gain", place=place, radius=radius, family=PLAIN, n=config.num_compared)
-    return max(abs(found.mean), 1e-6)
+    return 10.0 ** math.floor(math.log10(max(abs(found.mean), 1e-6)))
