@@ -259,7 +259,8 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
     caption = (
         f"Families of steps of one root mean square length: the best of {config.num_compared} draws, both signs, on "
         f"the scored rows (mean over the subsets of {config.num_family_draws}), and the mean of the best few on "
-        f"held-out ones (of one σ, of all {config.num_draws}); large markers are means over seeds. The axis is linear around zero and logarithmic beyond. "
+        f"held-out ones (of one σ, of all {config.num_draws}); large markers are means over seeds. The axis "
+        "is linear around zero and logarithmic beyond. "
         "Scales and bases but those of weights, of operator norms and of random directions were made of gradients on "
         "other rows: what these are worth by themselves says the dotted line, one step down such a gradient, of the "
         "length that is best on the scored rows."
