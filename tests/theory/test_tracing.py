@@ -21,6 +21,7 @@ ON_THE_HOST = {
     "expected_max_square",
     "max_coordinate_quantile",
     "max_quantile",
+    "mass_quantile",
 }
 """Functions of draws, dimensions and probabilities alone, which are known beforehand."""
 
