@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.special import logsumexp
 
 from experiments import search_steps
 from experiments.search_places import Place
@@ -128,7 +127,7 @@ def bias_gain(place: Place) -> float:
     def loss(bias: np.ndarray, nats: np.ndarray, right: np.ndarray) -> float:
         of_answers = bias - nats
         of_right = of_answers[np.arange(len(right)), right]
-        return float(np.mean(logsumexp(of_answers, axis=1) - of_right))
+        return float(np.mean(np.logaddexp.reduce(of_answers, axis=1) - of_right))
 
     scored = read(place.rows.scored)
     zero = np.zeros(scored[0].shape[1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import search_kept, search_language, search_places, search_steps
-from experiments.search_language_judged import Interval, Shape
+from experiments.search_language_judged import Interval, Shape, worth
 from lacuna import keys, models, search, trees
 from lacuna.checkpoints.configs import spec_from_config
 from lacuna.errors import InvalidInput
@@ -79,6 +79,22 @@ def test_draws_for_a_gain_are_those_that_give_it():
     assert shape.draws_for(-100.0, 0.1) == 1
 
 
+def test_a_family_is_worth_as_many_gaussian_draws_as_gain_as_much():
+    shape = Shape(2.0, 3.0, 0.1, 0.0, 0.0)
+    records = []
+    for seed in range(5):
+        where = {"seed": seed, "place": "tiny"}
+        records += [Record("x", name, number, "nats", where) for name, number in shape._asdict().items()]
+        gain = float(shape.gain(100, 0.1)) * (1 + 0.01 * (seed - 2))
+        at = {"family": "better", "radius": 0.1, "n": 8}
+        records.append(Record("x", "gain", gain, "nats", where | at))
+    found = worth(records, "tiny", "better", 0.1, 8)
+    assert found.ratio.mean == pytest.approx(float(shape.gain(100, 0.1) / shape.gain(8, 0.1)), rel=1e-4)
+    low, mean, high = found.draws
+    assert mean == pytest.approx(100, rel=0.02)
+    assert 80 < low < mean < high < 125
+
+
 def test_held_out_groups_are_whole_and_every_part_has_each_label_as_often():
     groups = [f"event {row // 4}" for row in range(160)]
     labels = (np.arange(160) // 4) % 4 == 0
@@ -124,13 +140,13 @@ def test_operator_scales_give_every_matrix_one_operator_norm():
 
 
 def test_a_family_is_found_by_its_name():
-    """All but those in bases, which the experiment itself makes."""
+    """All that need no training to be made."""
     params = MODEL.init(keys.root(0))
     slope = jax.tree.map(jnp.ones_like, params)
-    place = SimpleNamespace(model=MODEL, params=params)
-    names = [name for name in search_steps.FAMILIES if name != "adapter" and not name.startswith("in ")]
+    place = SimpleNamespace(model=MODEL, params=params, loss=None, rows=SimpleNamespace(others=None))
+    names = [name for name in search_steps.FAMILIES if name not in ("in gradients", "in first updates", "adapter")]
     found = {name: search_steps.family_of(name, place, slope, rank=2) for name in names}
-    laws = ["rademacher", "low_rank", "low_rank", *["scaled gaussian"] * 3]
+    laws = ["rademacher", "low_rank", "low_rank", *["scaled gaussian"] * 3, "gaussian in random"]
     assert [family.name for family in found.values()] == laws
     assert [found[name].digest for name in ("rank 1", "rank 4")] == ["rank 1", "rank 4"]
     norms = {name: found[name].square_norms(params) for name in names}
