@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from experiments import programs
 from experiments.registry import EXPERIMENTS
 from lacuna import meshes
 from lacuna.errors import InvalidInput, RunMismatch
@@ -63,6 +64,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
         told(f"{module.NAME}: seed {seed + 1} of {config.num_seeds}{left}")
         found = module.run_seed(config, seed, cache, lambda sentence: told(f"  {sentence}"))
         record_files.write(kept, found)
+        programs.forget_many()
         num_done += 1
         rundir.write_json(stamp, document | {"wall_s": spent + time.monotonic() - began})
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]

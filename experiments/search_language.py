@@ -105,7 +105,7 @@ PRESETS = {
         radii=(0.03, 0.1),
         error_radii=(0.1,),
         family_radii=(0.03,),
-        families=("in gradients", "adapter"),
+        families=("adapter",),
         rank=2,
         top_k=2,
         num_probes=2,
@@ -184,6 +184,7 @@ def _searched(
         num_draws,
         seed=noise_seed(NAME, place.name, seed, name),
         top_k=config.top_k,
+        chunk=config.num_family_draws,  # of one size, so that searches of more and of fewer draws are one program
         unit="rms_radius",
     )
     return search.run_sweep(loss, place.params, place.rows.scored if batch is None else batch, sweep, programs=PROGRAMS)

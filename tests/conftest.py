@@ -11,16 +11,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("lacuna", "beartype.beartype")
 
-MAPS = Path("/proc/self/maps")
-"""One line for each memory map of this process, where there is such a file."""
 
-
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def few_programs_at_a_time():
-    """Every compiled program takes several memory maps; past the 65,530 that Linux grants a process, XLA crashes."""
+    """XLA crashes in a process that holds too many compiled programs."""
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    from experiments import programs
+
+    programs.forget_many()
 
 
 @pytest.fixture(scope="session")
