@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from lacuna import keys
 from lacuna.errors import InvalidInput
-from lacuna.search import evaluate
+from lacuna.search import draws, evaluate
 from lacuna.search.objectives import with_data
 from lacuna.search.select import Candidate
 from lacuna.search.sweep import Sweep
@@ -38,7 +38,7 @@ def candidate(params: Params, sweep: Sweep, index: int, sigma: float, sign: int 
             raise InvalidInput(f"the {name} of a candidate must be {domain}", got=value)
     scale = np.float32(sigma * sign * sweep.scale(params))
     exact = sweep.unit == "exact_radius"
-    return evaluate.perturb(exact, sweep.family, params, keys.root(sweep.seed), jnp.uint32(index), scale)
+    return draws.perturb(exact, sweep.family, params, keys.root(sweep.seed), jnp.uint32(index), scale)
 
 
 def rescore(

@@ -1,15 +1,14 @@
 """From a draw's index to its losses: the compiled program whose bits a score depends on.
 
 A score is the output of one loop body, `loss(params + scale * noise)`. Everything around that body may
-change from run to run (chunk, devices, processes, how many sigmas); the body may not. Four habits keep it
+change from run to run (chunk, devices, processes, how many sigmas); the body may not. Three habits keep it
 so:
 
 - signed sigmas are *data* of an inner loop, one after the other: a vmap over them changes bits;
 - so is the number of trips: XLA inlines a loop that it knows to run once, and the body is then compiled as
   part of what stands around it;
 - several candidates at once (`width` > 1) make other matrix products and other last bits, so the width is
-  part of a run's identity, and finalists are scored again at width 1;
-- draws that are formed together (the block of a basis) are formed by one product of one size, whoever asks.
+  part of a run's identity, and finalists are scored again at width 1.
 """
 
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, Integer
 
 from lacuna import keys, meshes, trees
 from lacuna.errors import InvalidInput
+from lacuna.search import draws
 from lacuna.search.families import Family
 from lacuna.search.objectives import with_data
 from lacuna.types import Batch, Delta, Factors, Key, Layer, Loss, Noise, Objective, Params
@@ -95,9 +95,6 @@ class Program(NamedTuple):
             lax.with_sharding_constraint(noise.right, PartitionSpec(*right)),
         )
 
-
-PartNoise = Callable[[str, Layer, Array | jax.ShapeDtypeStruct], Array | Factors]
-"""`noise(leaf_name, layer, like)`: what a draw has for a leaf, or for one layer of a stacked one."""
 
 Programs = dict[tuple[Program, Mesh, int], jax.stages.Wrapped]
 """Steps by what they were made for: a program, a mesh, and room for so many trips."""
@@ -184,56 +181,10 @@ def _scores_of_noise(
 ) -> Float[Array, "C"]:
     """One draw that is there, at every signed scale."""
     if program.exact_radius:
-        scales = scales._replace(values=scales.values / _length_of(family, params, noise))
+        scales = scales._replace(values=scales.values / draws.length_of(family, params, noise))
     if program.beside:
         return _scores_beside(program.objective, params, noise, scales, batch)
     return scores_on_line(program.objective.loss, params, noise, scales, batch)
-
-
-def _square(noise: Array | Factors) -> Float[Array, ""]:
-    """Square length of the noise of a leaf, of factors by their Gram matrices: `<left^T left, right right^T>`."""
-    if not isinstance(noise, Factors):
-        return jnp.sum(trees.rounded(jnp.square(trees.rounded(noise))))
-    left, right = noise.left, noise.right.reshape(noise.right.shape[0], -1).T
-    return jnp.sum(trees.rounded(_gram(left) * _gram(right)))
-
-
-def _gram(columns: Float[Array, "n r"]) -> Float[Array, "r r"]:
-    columns = trees.rounded(columns)
-    return jnp.sum(trees.rounded(columns[:, :, None] * columns[:, None, :]), axis=0)
-
-
-def length(family: Family, like: Params, noise: PartNoise) -> Float[Array, ""]:
-    """The length of a draw, with the same bits whether it is there or made anew, one layer at a time."""
-
-    def square(leaf_name: str, leaf: Array) -> Float[Array, ""]:
-        def of(layer: Layer, shape: tuple[int, ...]) -> Float[Array, ""]:
-            return _square(noise(leaf_name, layer, jax.ShapeDtypeStruct(shape, jnp.float32)))
-
-        if not leaf.size or not trees.is_floating(leaf):  # no part of a draw
-            return jnp.float32(0)
-        if not family.stacked(leaf_name):
-            return of(None, leaf.shape)
-        layers = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
-        return jnp.sum(lax.map(lambda layer: of(layer, leaf.shape[1:]), layers))
-
-    return jnp.sqrt(sum(jax.tree.leaves(trees.map_named(square, like)), start=jnp.float32(0)))
-
-
-def _length_of(family: Family, params: Params, noise: Noise) -> Float[Array, ""]:
-    """The length of a draw that is there."""
-    return length(family, params, _parts_of(params, noise))
-
-
-def _parts_of(params: Params, noise: Noise) -> Callable[..., Any]:
-    """A draw that is there, part by part."""
-    leaves = dict(zip(trees.leaf_names(params), jax.tree.structure(params).flatten_up_to(noise), strict=True))
-
-    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Any:
-        del like
-        return leaves[leaf_name] if layer is None else jax.tree.map(lambda x: x[layer], leaves[leaf_name])
-
-    return part
 
 
 def scores_of_draw(
@@ -251,40 +202,14 @@ def scores_of_draw(
         made = (family.factored_draw if program.beside else family.draw)(of_candidate, params)
         made = trees.map_named(lambda name, leaf, noise: program.placed_factors(name, noise), params, made)
         return _scores_of_noise(program, family, params, batch, scales, made)
-    of_draw = noise_of_draw(family, params, key, index)
+    of_draw = draws.noise_of_draw(family, params, key, index)
 
     def noise(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
         return program.placed(leaf_name, of_draw(leaf_name, layer, like), leading=0 if layer is None else -1)
 
     if program.exact_radius:  # of which no part is known before the whole is
-        scales = scales._replace(values=scales.values / length(family, params, noise))
+        scales = scales._replace(values=scales.values / draws.length(family, params, noise))
     return _scores_layer_by_layer(program.objective, params, noise, scales, batch)
-
-
-def _block_of(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Delta:
-    """Draws of the block that begins at `index`, formed by one product for each leaf."""
-    ids = index + jnp.arange(family.block, dtype=jnp.uint32)
-    return family.draws(jax.vmap(partial(keys.candidate, key))(ids), params)
-
-
-def draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Delta:
-    """Draw `index` of the sweep with the root key `key`, formed as the sweep forms it."""
-    if family.block == 1:
-        return family.draw(keys.candidate(key, index), params)
-    within = index % family.block
-    return jax.tree.map(lambda rows: rows[within], _block_of(family, params, key, index - within))
-
-
-def noise_of_draw(family: Family, params: Params, key: Key, index: Integer[Array, ""]) -> Callable[..., Array]:
-    """Draw `index` part by part; each is made when it is asked for, except in a family that forms draws together."""
-    if family.block > 1:
-        return _parts_of(params, draw(family, params, key, index))
-    of_draw = keys.candidate(key, index)
-
-    def part(leaf_name: str, layer: Layer, like: Array | jax.ShapeDtypeStruct) -> Array:
-        return family.leaf(of_draw, leaf_name, layer, jax.ShapeDtypeStruct(like.shape, jnp.float32))
-
-    return part
 
 
 def unit(family: Family, width: int) -> int:
@@ -321,7 +246,7 @@ def local_scores(
         of_delta = partial(_scores_of_noise, program, family, params, batch, scales)
 
         def of_unit(start: Integer[Array, ""]) -> Float[Array, "n C"]:
-            made = _block_of(family, params, key, start)
+            made = draws.block_of(family, params, key, start)
             deltas = trees.map_named(partial(program.placed, leading=1), made)
             return lax.map(of_delta, deltas, batch_size=program.width if program.width > 1 else None)
 
@@ -456,16 +381,7 @@ def score_candidates(
         if family.block == 1:
             scored = scores_of_draw(program, family, params, batch, key, ids[i], alone)
         else:
-            scored = _scores_of_noise(program, family, params, batch, alone, draw(family, params, key, ids[i]))
+            scored = _scores_of_noise(program, family, params, batch, alone, draws.draw(family, params, key, ids[i]))
         return found.at[i].set(scored[0])
 
     return lax.fori_loop(0, jnp.asarray(count) * len(ids), of_candidate, jnp.zeros_like(scales))
-
-
-@partial(jax.jit, static_argnums=0)
-def perturb(
-    exact_radius: bool, family: Family, params: Params, key: Key, index: Integer[Array, ""], scale: Float[Array, ""]
-) -> Params:
-    """`params + scale * noise(index)`: the weights of one candidate."""
-    delta = draw(family, params, key, index)
-    return trees.axpy(scale / _length_of(family, params, delta) if exact_radius else scale, delta, params)

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lacuna import derivatives, keys, theory, trees
-from lacuna.search import evaluate
+from lacuna.search import draws
 from lacuna.search.families import Family
 from lacuna.search.objectives import with_data
 from lacuna.search.sweep import Sweep
@@ -156,7 +156,7 @@ def _trace_over(
     """`tr(H C) = E <noise, H noise>`, and its standard error."""
 
     def quadratic_form(index: Array) -> Float[Array, ""]:
-        noise = evaluate.draw(family, params, key, index)
+        noise = draws.draw(family, params, key, index)
         probe: Delta = jax.tree.map(lambda d, p: d.astype(p.dtype), noise, params)
         return trees.dot(probe, product(probe))
 

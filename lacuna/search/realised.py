@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Integer
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
 from lacuna.reports.records import Record
-from lacuna.search import evaluate
+from lacuna.search import draws
 from lacuna.search.analysis import EXPERIMENT
 from lacuna.search.families import Family
 from lacuna.search.sweep import Sweep
@@ -126,8 +126,8 @@ def _sums(
     leaves = {name: leaf for name, leaf in trees.named_leaves(params) if trees.is_floating(leaf) and leaf.size}
 
     def of_draw(index: Integer[Array, ""]) -> dict[str, Float[Array, "layers S 5"]]:
-        noise = evaluate.noise_of_draw(family, params, key, index)
-        sizes = jnp.asarray(scales) / (evaluate.length(family, params, noise) if exact_radius else 1.0)
+        noise = draws.noise_of_draw(family, params, key, index)
+        sizes = jnp.asarray(scales) / (draws.length(family, params, noise) if exact_radius else 1.0)
 
         def of_part(name: str, layer: Layer, part: Array) -> Float[Array, "S 5"]:
             made = noise(name, layer, jax.ShapeDtypeStruct(part.shape, jnp.float32))

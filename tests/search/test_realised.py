@@ -11,7 +11,7 @@ import pytest
 from lacuna import geometry, keys
 from lacuna.errors import InvalidInput
 from lacuna.reports import records
-from lacuna.search import Sweep, evaluate, gaussian, in_basis, realised, realised_records, report_run, run_sweep, scaled
+from lacuna.search import Sweep, draws, gaussian, in_basis, realised, realised_records, report_run, run_sweep, scaled
 
 HALF = jnp.bfloat16
 
@@ -37,7 +37,7 @@ SWEEP = Sweep(gaussian(stacked=stacked), (1e-3, 1e-2), 8, seed=3)
 
 def by_numpy(params, sweep, num_draws):
     """`{leaves: [sigma, 3]}` in float64 from whole draws, by the definitions."""
-    draw = jax.jit(lambda index: evaluate.draw(sweep.family, params, keys.root(sweep.seed), index))
+    draw = jax.jit(lambda index: draws.draw(sweep.family, params, keys.root(sweep.seed), index))
     flat = {"embedding": ("matrices", params["embedding"]), "kernel": ("matrices", params["layers"]["kernel"])}
     flat |= {"scale": ("vectors", params["layers"]["scale"])}
     steps, moves = ({kind: {"matrices": [], "vectors": []} for kind in sweep.sigmas} for _ in range(2))
