@@ -1,6 +1,7 @@
-"""What every test runs under: eight virtual CPU devices, and types and shapes checked on every call."""
+"""What every test runs under: eight virtual CPU devices, types and shapes checked, programs compiled once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,6 +11,22 @@ import pytest
 # Both must come before the first device is touched and before lacuna is imported.
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("lacuna", "beartype.beartype")
+
+MOST_BYTES = 2**30
+"""Of compiled programs that are kept for the next run of the tests."""
+
+
+def pytest_configure(config):
+    """Compile a program once, for all files, all workers, the processes that tests start, and the next run.
+
+    Most of the suite's time goes to the compiler: commands in one process are handed new models, and compile anew.
+    """
+    folder = config.cache.mkdir("programs")
+    if not hasattr(config, "workerinput") and sum(file.stat().st_size for file in folder.iterdir()) > MOST_BYTES:
+        shutil.rmtree(folder)
+    for name, value in {"compilation_cache_dir": str(folder), "persistent_cache_min_compile_time_secs": 0.05}.items():
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        jax.config.update(f"jax_{name}", value)
 
 
 @pytest.fixture(autouse=True)
