@@ -226,10 +226,10 @@ def _persistence(records: Sequence[Record], last: int) -> tuple["Figure", str]:
             ("ceiling", {"color": drawing.CONTROL, "ls": "--", "label": "ceiling: had nothing moved"}),
             ("split_half", {"color": drawing.PREDICTED, "ls": ":", "label": "two halves at the same step"}),
         ):
-            drawing.curve(panel, records, quantity, "step", marker="o", ms=3, **look, **where)
+            drawing.curve(panel, records, quantity, "step", **look, **where)
         _null_band(panel, records, "with_start", where)
         panel.set_title(WORDS[vector], loc="left")
-    drawing.curve(panels[2], records, "contrast_with_shift", "step", marker="o", ms=3, level=MEAN, color=drawing.LIMIT)
+    drawing.curve(panels[2], records, "contrast_with_shift", "step", level=MEAN, color=drawing.LIMIT)
     _null_band(panels[2], records, "contrast_with_shift", {"level": MEAN})
     panels[2].set_title("the one with the other, same step", loc="left")
     for panel in panels:
@@ -253,7 +253,7 @@ def _null_band(panel: "Axes", records: Sequence[Record], quantity: str, where: d
         [spread(records, f"{quantity}_null_{end}", step=step, **where).mean for step in steps]
         for end in ("low", "high")
     )
-    panel.fill_between(steps, low, high, color=drawing.CONTROL, alpha=0.25, lw=0, label="null")
+    panel.fill_between(steps, low, high, color=drawing.CONTROL, alpha=0.25, lw=0, hatch="//", label="null")
 
 
 def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
@@ -266,9 +266,7 @@ def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
     for panel, (space, words) in zip(panels, SPACES.items(), strict=True):
         where: dict[str, Place] = {"level": MEAN} if space == "pushed" else {}
         for name, look in looks.items():
-            drawing.curve(
-                panel, records, f"{space}_{name}", "m", label=CAPTURES[name], marker="o", ms=3, **look, **where
-            )
+            drawing.curve(panel, records, f"{space}_{name}", "m", label=CAPTURES[name], **look, **where)
         random = f"{space}_{'random' if space == 'pushed' else 'level'}"
         drawing.curve(
             panel, records, random, "m", label="m random directions", color=drawing.PREDICTED, ls=":", **where

@@ -147,10 +147,10 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         "split_half": {"color": drawing.CONTROL, "ls": "--"},
     }
     for quantity, look in looks.items():
-        drawing.curve(panel, records, quantity, "step", label=SHOWN[quantity], marker="o", ms=3, **look)
+        drawing.curve(panel, records, quantity, "step", label=SHOWN[quantity], **look)
     panel.set_xscale("symlog", linthresh=1)
     panel.set_xlabel("step of the recovery")
-    panel.set_ylabel("overlap")
+    panel.set_ylabel("overlap, 0 to 1")
     panel.set_ylim(-0.02, 1.02)
     drawing.legend_above(figure, panel, columns=2)
     caption = (

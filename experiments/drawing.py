@@ -7,6 +7,7 @@ import numpy as np
 
 from lacuna.reports.figures import ASYMPTOTE as CONTROL
 from lacuna.reports.figures import LIMIT as LIMIT
+from lacuna.reports.figures import MARKERS as MARKERS
 from lacuna.reports.figures import MEASURED as MEASURED
 from lacuna.reports.figures import PREDICTED as PREDICTED
 from lacuna.reports.figures import STYLE as STYLE
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Tables = dict[str, tuple[list[str], list[list[str]]]]
 """Tables by heading: column names and rows."""
 
-__all__ = ["CONTROL", "LIMIT", "MEASURED", "PREDICTED", "STYLE", "Tables", "curve", "legend_above", "panels"]
+__all__ = ["CONTROL", "LIMIT", "MARKERS", "MEASURED", "PREDICTED", "STYLE", "Tables", "curve", "legend_above", "panels"]
 
 
 def panels(
@@ -35,7 +36,10 @@ def panels(
 
 
 def curve(panel: "Axes", records: Sequence[Record], quantity: str, along: str, **options: Any) -> None:
-    """The mean over seeds of a quantity along a place, with its range shaded; places other than looks select."""
+    """The mean over seeds of a quantity along a place, with its range shaded; places other than looks select.
+
+    A colour has a marker of its own, unless another is asked for.
+    """
     looks = {"color", "ls", "lw", "marker", "ms", "label", "alpha"}
     where: dict[str, Place] = {name: value for name, value in options.items() if name not in looks}
     found = select(records, quantity, **where)
@@ -45,8 +49,11 @@ def curve(panel: "Axes", records: Sequence[Record], quantity: str, along: str, *
     values = [[record.value for record in found if float(record.where[along]) == place] for place in places]
     low, mean, high = (np.asarray([function(v) for v in values]) for function in (np.min, np.mean, np.max))
     look = {name: value for name, value in options.items() if name in looks}
-    panel.plot(places, mean, **look)
-    panel.fill_between(places, low, high, color=look.get("color"), alpha=0.15, lw=0)
+    colour = look.get("color")
+    panel.plot(places, mean, **{"marker": MARKERS.get(str(colour)), "ms": 3.5, **look})
+    panel.fill_between(places, low, high, color=colour, alpha=0.12, lw=0)
+    for edge in (low, high):  # bands over bands are one grey in print
+        panel.plot(places, edge, color=colour, lw=0.5, alpha=0.6)
 
 
 def legend_above(figure: "Figure", panel: "Axes", *, columns: int = 4) -> None:

@@ -150,7 +150,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
     figure, panels = drawing.panels(2, width=3.8)
     for panel, point in zip(panels, ("multitask", "forgotten"), strict=True):
         for scaling, colour in (("raw", drawing.MEASURED), ("normalised", drawing.PREDICTED)):
-            look = {"color": colour, "marker": "o", "ms": 3, "label": f"{scaling} gradients"}
+            look = {"color": colour, "label": f"{scaling} gradients"}
             drawing.curve(panel, records, "energy", "i", point=point, scaling=scaling, **look)
         most = len(digits.DIGIT_TASKS) - 1
         panel.axhline(1 / most, color=drawing.CONTROL, ls="--", lw=1, label="all directions alike")

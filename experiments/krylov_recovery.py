@@ -171,8 +171,6 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
                 label=optimiser,
                 problem=problem,
                 optimiser=optimiser,
-                marker="o",
-                ms=3,
                 color=colours[optimiser],
             )
         panel.set_xscale("log", base=2)

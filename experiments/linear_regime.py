@@ -251,7 +251,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         )
         panel.plot(sigmas, slope * sigmas, color=drawing.PREDICTED, label="foretold F1, σ|a|")
         panel.plot(sigmas, bend * sigmas**2 / 2, color=drawing.PREDICTED, ls="--", label="foretold F2, σ²/2 rms(zᵀHz)")
-        look = {"marker": "o", "ms": 3, "lw": 0.8, **where}
+        look = {"lw": 0.8, **where}
         drawing.curve(panel, records, "f1_rms", "sigma", color=drawing.MEASURED, label="F1, odd part", **look)
         drawing.curve(panel, records, "f2_rms", "sigma", color=drawing.LIMIT, label="F2, even part", **look)
         floor = spread(records, "floor", **where).mean

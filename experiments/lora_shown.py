@@ -190,7 +190,9 @@ def _static_bases(records: Sequence[Record], config: Any) -> tuple["Figure", str
             for place, masses in zip(places, found, strict=True):
                 label = optimiser if place == places[0] else None
                 values = np.maximum(masses.values, 1e-6)
-                panel.plot(values, [place + shift] * len(values), "o", label=label, **look)
+                panel.plot(
+                    values, [place + shift] * len(values), drawing.MARKERS[COLOURS[optimiser]], label=label, **look
+                )
         panel.set_xscale("log")
         panel.set_xlim(1e-5, 1.3)
         panel.set_title(_title(point, records), loc="left")
@@ -251,7 +253,7 @@ def _ends(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
         for rank, colour in zip(config.extrapolated_ranks, colours, strict=False):
             label = f"{rank} direction{'s' if rank > 1 else ''}, chosen step"
             at: dict[str, Place] = {"rank": rank, "horizon": "chosen", **run}
-            drawing.curve(panel, records, "extrapolated", "m", label=label, color=colour, marker="o", ms=3, **at)
+            drawing.curve(panel, records, "extrapolated", "m", label=label, color=colour, **at)
         panel.axhline(1, color=drawing.CONTROL, lw=0.8)
         panel.set_title(_title(run, records), loc="left")
         panel.set_xlabel("m, updates that were made")
@@ -277,12 +279,12 @@ def _drift(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
     }
     for panel, point in zip(panels, every, strict=True):
         for quantity, (label, look) in looks.items():
-            drawing.curve(panel, records, f"drift_{quantity}", "step", label=label, marker="o", ms=3, **look, **point)
+            drawing.curve(panel, records, f"drift_{quantity}", "step", label=label, **look, **point)
         panel.set_xscale("symlog", linthresh=5)
         panel.set_title(_title(point, records), loc="left")
         panel.set_xlabel(f"step of the recovery by {config.optimisers[0]}")
         panel.set_ylim(-0.02, 1.02)
-    panels[0].set_ylabel("overlap")
+    panels[0].set_ylabel("overlap, 0 to 1")
     drawing.legend_above(figure, panels[0], columns=3)
     caption = (
         f"Overlap of bases of {config.drift_rank} leading adapter gradients along the recovery. The grey line is what "

@@ -178,6 +178,7 @@ def _against_n(panel: "Axes", records: Sequence[Record], config: Any, place: str
     panel.legend(fontsize=7.5, loc="lower right")
 
 
+MARKERS = "osD^vP*X"
 COLOURS = (drawing.PREDICTED, drawing.MEASURED, "#009e73", "#cc79a7", drawing.LIMIT, "#56b4e9", "#e69f00", "#999999")
 
 
@@ -188,7 +189,7 @@ def _density(panel: "Axes", records: Sequence[Record], config: Any) -> None:
         colour = COLOURS[i % len(COLOURS)]
         panel.plot(grid, Shape.of(records, place=place).improving(grid), color=colour, lw=1.2)
         found = [spread(records, "improving", place=place, radius=radius).mean for radius in config.radii]
-        panel.plot(config.radii, found, "o", color=colour, ms=4, label=f"{place}, P = {size:.2g}")
+        panel.plot(config.radii, found, MARKERS[i % len(MARKERS)], color=colour, ms=4, label=f"{place}, P = {size:.2g}")
     panel.axhline(0.5, color=drawing.CONTROL, lw=0.8)
     panel.set_xscale("log")
     panel.set_ylim(-0.02, 0.62)
@@ -215,7 +216,7 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
             if len(shares):
                 label = {"label": group} if y == 0 else {}
                 panel.barh(y + shift, shares.mean(), 0.2, color=colour, alpha=0.35, **label)
-                panel.plot(shares, np.full(len(shares), y + shift), "o", color=colour, ms=3)
+                panel.plot(shares, np.full(len(shares), y + shift), drawing.MARKERS[colour], color=colour, ms=3)
     panel.axvline(0, color="black", lw=0.8)
     panel.axvline(1, color=drawing.CONTROL, lw=0.8, ls="--")
     panel.set_yticks(range(len(rows)), [f"{place}\n{SEARCHES[objective]}" for place, objective in rows], fontsize=7.5)

@@ -316,7 +316,7 @@ def _against_n(panel: "Axes", records: Sequence[Record], config: Config) -> None
         found = select(records, "gain", group=group, num_params=size, step=config.steps[0])
         places = sorted({int(record.where["n"]) for record in found})
         means = [np.mean([record.value for record in found if record.where["n"] == n]) for n in places]
-        panel.plot(places, means, color=colour, lw=1.2, label=label)
+        panel.plot(places, means, color=colour, lw=1.2, ls="--" if group == "width" else "-", label=label)
     panel.set_xscale("log")
     panel.set_xlabel("N, draws")
     panel.set_ylabel("gain / σ|a|")
@@ -328,7 +328,7 @@ def _against_p(panel: "Axes", records: Sequence[Record], config: Config) -> None
     panel.axhline(theory.expected_max_abs(FEW), color=drawing.PREDICTED, lw=5, alpha=0.35)
     panel.axhline(theory.asymptotic_max(FEW, both_signs=True), color=drawing.CONTROL, ls="--")
     looks = {"planted": ("o", drawing.CONTROL), "width": ("s", drawing.MEASURED)}
-    looks |= {state: ("^", colour) for state, colour in COLOURS.items()}
+    looks |= {state: (drawing.MARKERS[colour], colour) for state, colour in COLOURS.items()}
     labels = {"planted": "planted quadratics", "width": "untrained transformers"}
     for group, (marker, colour) in looks.items():
         found = select(records, "gain_of_few", group=group)
@@ -356,7 +356,7 @@ def _against_step(panel: "Axes", records: Sequence[Record], config: Config) -> N
         panel.axvline(spread(records, "predicted_best", group=state).mean, color=colour, ls=":", lw=1)
         found = select(records, "gain", group=state, n=n)
         steps = np.asarray([float(record.where["step"]) for record in found])
-        panel.plot(steps, steps * [r.value for r in found], "o", color=colour, ms=4, alpha=0.7)
+        panel.plot(steps, steps * [r.value for r in found], drawing.MARKERS[colour], color=colour, ms=4, alpha=0.7)
     panel.axvline(1, color=drawing.CONTROL, lw=0.8)
     panel.set_xscale("log")
     panel.set_yscale("log")

@@ -360,6 +360,10 @@ def tables(records: Sequence[Record], config: Config) -> drawing.Tables:
     return found
 
 
+STYLES = ("-", "--", ":", "-.")
+"""Of stages, one after the other: bands overlap, and grey print has no colours."""
+
+
 def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figure", str]]:
     """Accuracy along the updates: by position one after the other, and the mean over the tasks of both arms."""
     from matplotlib import colormaps
@@ -372,7 +376,16 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             colour = colormaps["viridis"](0.85 * (position - 1) / max(1, num_tasks - 1))
             where = {"arm": "sequential", "system": system, "position": position}
             label = f"task of stage {position}"
-            drawing.curve(apart, records, "accuracy", "updates", color=colour, label=label, **where)
+            drawing.curve(
+                apart,
+                records,
+                "accuracy",
+                "updates",
+                color=colour,
+                ls=STYLES[position % len(STYLES)],
+                label=label,
+                **where,
+            )
         for arm, colour in (("simultaneous", drawing.MEASURED), ("sequential", drawing.PREDICTED)):
             look = {"color": colour, "label": f"{arm}, mean over the tasks"}
             drawing.curve(means, records, "mean_accuracy", "updates", arm=arm, system=system, **look)

@@ -177,7 +177,7 @@ def _directions(records: Sequence[Record], of_model: list[dict[str, Place]], num
         where: dict[str, Place] = {**point, "tasks": tasks}
         count = num_tasks(records, {**where, "scaling": "raw"})
         for scaling, colour in (("raw", drawing.MEASURED), ("normalised", drawing.PREDICTED)):
-            look = {"color": colour, "marker": "o", "ms": 3, "label": f"{scaling} gradients"}
+            look = {"color": colour, "label": f"{scaling} gradients"}
             drawing.curve(panel, _drawable(records, {**where, "scaling": scaling}), "energy", "i", **look)
         at_random = [
             spread(records, "energy_at_random", **where, scaling="normalised", i=i).mean for i in range(1, count + 1)

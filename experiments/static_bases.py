@@ -145,7 +145,12 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             level = spread(records, "random_level", optimiser=optimiser, basis=name).mean
             colour = drawing.MEASURED if name == PREFIX else drawing.CONTROL if "random" in name else drawing.PREDICTED
             panel.plot(
-                np.maximum(masses.values, 1e-7), [place] * len(masses.values), "o", color=colour, ms=4, alpha=0.7
+                np.maximum(masses.values, 1e-7),
+                [place] * len(masses.values),
+                drawing.MARKERS[colour],
+                color=colour,
+                ms=4,
+                alpha=0.7,
             )
             panel.plot([level], [place], "|", color=drawing.LIMIT, ms=12)
         panel.axvline(0.35, color=drawing.CONTROL, ls="--", lw=0.8)

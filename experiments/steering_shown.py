@@ -124,7 +124,9 @@ def _gains(records: Sequence[Record], config: Any) -> "Figure":
                 for end in ("", "_low", "_high")
             )
             error = np.maximum([mean - below, above - mean], 0)
-            panel.errorbar(at + 0.08 * (i - 1), mean, error, fmt="o", ms=4, color=colour, capsize=2, label=arm)
+            panel.errorbar(
+                at + 0.08 * (i - 1), mean, error, fmt=drawing.MARKERS[colour], ms=4, color=colour, capsize=2, label=arm
+            )
         panel.axhline(0, color="0.6", lw=0.8)
         panel.set_xticks(at, [f"{target:g}" for target in config.targets])
         panel.set_xlim(-0.4, len(at) - 0.6)

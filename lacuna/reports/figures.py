@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MEASURED, PREDICTED, ASYMPTOTE, LIMIT, NEXT = "#1a1a1a", "#0072b2", "#8c8c8c", "#d55e00", "#009e73"
 
+MARKERS = {MEASURED: "o", PREDICTED: "s", ASYMPTOTE: "D", LIMIT: "^", NEXT: "v"}
+"""Of series that differ in colour, so that grey print tells them apart, too."""
+
 STYLE: dict[str, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -69,7 +72,8 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         if moves_in_steps(records):
             share = math.nan
         regime = "" if math.isnan(share) else f",  F1 share {share:.2f}"
-        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black", loc="left")
+        beyond = "*" if share <= 0.9 else ""
+        panel.set_title(f"σ = {sigma:g}{beyond}{regime}", color=LIMIT if beyond else "black", loc="left")
     for panel in list(axes.flat)[len(sigmas) :]:
         panel.set_axis_off()
     for panel in axes[-1]:
