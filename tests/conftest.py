@@ -29,6 +29,21 @@ def pytest_configure(config):
         jax.config.update(f"jax_{name}", value)
 
 
+QUICKLY_COMPILED = {"captures", "checkpoints", "cli", "experiments", "models", "reports", "steering", "tasks"}
+"""Folders of tests that leave the compiler's expensive passes out: half of its time, and of no use to tiny programs.
+
+What is promised to the last bit, or to a few roundings, is tested in the other folders as users run it.
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def how_programs_are_compiled(request):
+    quickly = request.path.relative_to(Path(__file__).parent).parts[0] in QUICKLY_COMPILED
+    if jax.config.read("jax_disable_most_optimizations") != quickly:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", quickly)
+
+
 @pytest.fixture(autouse=True)
 def few_programs_at_a_time():
     """XLA crashes in a process that holds too many compiled programs."""
