@@ -1,13 +1,15 @@
 """Inner products and combinations of rows: every pass of the geometry over P-sized data.
 
-Rows are one tree with a leading axis k on each leaf. No tree is ever ravelled and no leaf reshaped, so a
-sharded leaf stays where it is, and the k inner products of a pass are reduced together.
+Rows are one tree with a leading axis k on each leaf. No tree is ever ravelled and no leaf of several devices
+reshaped, so a sharded leaf stays where it is, and the k inner products of a pass are reduced together.
 
 A long float32 dot product is what limits orthogonality at large P: `rows @ delta` loses 178 eps at
-P = 8e6 where multiply-and-sum, which XLA adds up as a tree, loses 5. So sums over P are multiply-and-sum;
-sums over the k rows are short, and are matrix products.
+P = 8e6 where multiply-and-sum, which XLA adds up as a tree, loses 5. So sums over P are multiply-and-sum, or
+products of short blocks; sums over the k rows are short, and are matrix products.
 """
 
+import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +23,9 @@ from lacuna.errors import GeometryError
 from lacuna.types import Delta, Rows, Shapes
 
 EPS = float(np.finfo(np.float32).eps)
+
+LEAST_BLOCK = 4096
+"""Elements of a row in one matrix product: a sum that long loses an eps or two."""
 
 
 def check_rows(rows: Shapes) -> int:
@@ -144,12 +149,34 @@ def gram(rows: Rows, other: Rows | None = None) -> Float[Array, "k m"]:
     other = rows if other is None else other
     check_rows(other)
     check_on_tree("gram", rows, like_one(other))
-    return _gram(rows, other)
+    return _gram(rows, other, in_blocks=on_one_cpu(rows, other))
 
 
-@jax.jit  # or a call outside of a program would be compiled at every call
-def _gram(rows: Rows, other: Rows) -> Float[Array, "k m"]:
+@partial(jax.jit, static_argnames="in_blocks")  # or a call outside of a program would be compiled at every call
+def _gram(rows: Rows, other: Rows, *, in_blocks: bool) -> Float[Array, "k m"]:
+    if in_blocks:
+        return pairwise_sum(jax.tree.leaves(jax.tree.map(_gram_in_blocks, rows, other)))
     return lax.map(lambda r: products(other, r), rows)
+
+
+def _gram_in_blocks(x: Array, y: Array) -> Float[Array, "k m"]:
+    """Inner products of the rows of a leaf that is whole on one device: matrix products of short blocks, added up.
+
+    Twenty times as fast on a CPU as multiply-and-sum and, because no product is longer than its block, more exact.
+    """
+    x, y = (leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])) for leaf in (x, y))
+    # The blocks' products take no more than a sixteenth of the rows.
+    size = max(LEAST_BLOCK, 16 * max(x.shape[0], y.shape[0]))
+
+    def of(start: int | Int[Array, ""], width: int) -> Float[Array, "k m"]:
+        parts = (lax.dynamic_slice_in_dim(leaf, start, width, axis=1).astype(jnp.float32) for leaf in (x, y))
+        return lax.dot_general(*parts, (((1,), (1,)), ((), ())), lax.Precision.HIGHEST)
+
+    whole = x.shape[1] // size
+    rest = of(whole * size, x.shape[1] - whole * size)
+    if not whole:
+        return rest
+    return rest + jnp.sum(lax.map(lambda i: of(i * size, size), jnp.arange(whole)), axis=0)
 
 
 def row(rows: Rows, index: int | Int[Array, ""]) -> Delta:
