@@ -169,8 +169,8 @@ def _gram_in_blocks(x: Array, y: Array) -> Float[Array, "k m"]:
     size = max(LEAST_BLOCK, 16 * max(x.shape[0], y.shape[0]))
 
     def of(start: int | Int[Array, ""], width: int) -> Float[Array, "k m"]:
-        parts = (lax.dynamic_slice_in_dim(leaf, start, width, axis=1).astype(jnp.float32) for leaf in (x, y))
-        return lax.dot_general(*parts, (((1,), (1,)), ((), ())), lax.Precision.HIGHEST)
+        mine, others = (lax.dynamic_slice_in_dim(leaf, start, width, axis=1).astype(jnp.float32) for leaf in (x, y))
+        return jnp.matmul(mine, others.T, precision=lax.Precision.HIGHEST)
 
     whole = x.shape[1] // size
     rest = of(whole * size, x.shape[1] - whole * size)
