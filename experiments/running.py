@@ -16,6 +16,9 @@ from lacuna.reports import claims as reports
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir
 
+MOST = 2**31
+"""What no axis of an array can have."""
+
 Told = Callable[[str], None]
 
 
@@ -30,6 +33,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     """
     if config.num_seeds < 1:
         raise InvalidInput("num_seeds must be at least 1", got=config.num_seeds)
+    _check_numbers(config)
     settings = asdict(config)
     out = rundir.new_run(Path("runs"), module.NAME, settings) if out is None else out
     rundir.check_folder(out)
@@ -70,6 +74,19 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
     record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
     return out
+
+
+def _check_numbers(config: Any) -> None:
+    """Raise for a number that no experiment has a use for, before a model is trained."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            _check_numbers(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            least = 0 if isinstance(number, int) else -MOST
+            if isinstance(number, int | float) and not least <= number < MOST:
+                asked = "a whole number in [0, 2^31)" if isinstance(number, int) else "a number below 2^31 in size"
+                raise InvalidInput(f"{field.name} must be {asked}", got=number)
 
 
 def _plain(value: Any) -> Any:

@@ -141,7 +141,8 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     for name, figure in figures.items():
         figure.savefig(to / "figures" / f"{name}.png")
     report = to / "report.md"
-    report.write_text(page, encoding="utf-8")
+    with rundir.whole_file(report) as unfinished:  # the name of a folder may be no UTF-8
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
     return report
 
 

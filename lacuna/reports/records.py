@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lacuna.errors import InvalidInput
+from lacuna.reports import rundir
 
 SCHEMA = 1
 """Version of the line's layout; a reader refuses a newer one."""
@@ -70,9 +71,8 @@ class Record:
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
-    partial.replace(path)
+    with rundir.whole_file(path) as unfinished:
+        unfinished.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
 
 
 def read(path: Path) -> list[Record]:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ def check_folder(path: Path) -> None:
     Raises:
       InvalidInput: it is a file, lies below one, or may not be written to.
     """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as fault:  # too long a name, one with a zero byte, or below what cannot be entered
+        got = getattr(fault, "strerror", None) or fault
+        raise InvalidInput(f"{path!s:.80} must be a folder", got=got, hint="another folder") from fault
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))  # a dangling link counts
     if not nearest.is_dir():
         raise InvalidInput(f"{path} must be a folder", got=f"the file {nearest}", hint="another folder")
@@ -59,11 +68,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the name of `path` when all went well; of several writers the last one wins."""
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def environment(devices: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,9 +40,8 @@ def read_documents(
       InvalidInput: no such source, split, subset or column; a line that is no JSON object; an entry that is not text;
         a file that is not UTF-8; no text at all.
     """
-    path = Path(source)
-    if path.suffix == ".txt":
-        documents = [_read(path)]
+    if Path(source).suffix == ".txt":
+        documents = [_read(Path(source))]
     else:
         rows = read_rows(source, (column,), split=split, subset=subset)
         documents = [checked_text(column, row.entries[0], row.place) for row in rows]
@@ -186,13 +185,15 @@ def _load(source: str | Path, split: str, subset: str | None) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a mark of the byte order is no text
+        return path.expanduser().read_text(encoding="utf-8-sig")  # a mark of the byte order is no text
     except UnicodeDecodeError as fault:
         raise InvalidInput(
             f"{path} must be UTF-8", got=f"{fault.object[fault.start]:#04x} at byte {fault.start}"
         ) from fault
     except OSError as fault:
-        raise InvalidInput(f"{path} must be a file that can be read", got=fault.strerror) from fault
+        raise InvalidInput(f"{path!s:.80} must be a file that can be read", got=fault.strerror) from fault
+    except (ValueError, RuntimeError) as fault:  # a zero byte in its name, or the home of nobody
+        raise InvalidInput(f"{path} must be a file that can be read", got=fault) from fault
 
 
 def _found(where: str, columns: Sequence[str | tuple[str, ...]], there: Iterable[str]) -> list[str]:
