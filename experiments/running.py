@@ -51,6 +51,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     elif out.exists() and any(out.iterdir()):
         raise RunMismatch(f"{out} is not empty and holds no experiment", hint="another --out folder")
     (out / "seeds").mkdir(parents=True, exist_ok=True)
+    (out / rundir.SEAL).unlink(missing_ok=True)
     document = {**identity, "command": command, **{name: _plain(value) for name, value in settings.items()}}
     rundir.write_json(stamp, document | {"wall_s": spent})
     rundir.write_json(out / "environment.json", rundir.environment(meshes.describe(meshes.candidate_mesh())))
@@ -73,6 +74,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
         rundir.write_json(stamp, document | {"wall_s": spent + time.monotonic() - began})
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
     record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
+    rundir.seal(out)
     return out
 
 
@@ -99,12 +101,16 @@ def report(run: Path, to: Path | None = None) -> tuple[Path, list[reports.Claim]
     Raises:
       InvalidInput: the folder holds no finished experiment.
     """
+    with rundir.as_written(run):
+        return _reported(run, run if to is None else to)
+
+
+def _reported(run: Path, to: Path) -> tuple[Path, list[reports.Claim]]:
     records, document, environment = reports.read_run(run)
     if document["experiment"] not in EXPERIMENTS:
         raise InvalidInput(f"an experiment is one of {', '.join(EXPERIMENTS)}", got=f"`{document['experiment']}`")
     module = EXPERIMENTS[document["experiment"]]
     config = _config_of(module, document)
-    to = run if to is None else to
     rundir.check_folder(to)
     import matplotlib as mpl
 

@@ -387,6 +387,7 @@ def _written(
         rundir.write_json(unfinished / "config.json", {**config, **options, "notes": list(ends.notes)})
         rundir.write_json(unfinished / "environment.json", rundir.environment(machine))
         record_files.write(unfinished / "records.jsonl", records)
+        rundir.seal(unfinished)
         capture_report.write_report(unfinished)
     console.print(_table(records))
     console.print(capture_report.summary(records), soft_wrap=True)
