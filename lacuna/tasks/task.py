@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
 
 from lacuna.errors import InvalidInput
 from lacuna.types import Objective, Params
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     answer: Bool[Array, "B S"]
 
 
-Step = int | Int[Array, ""]
+Step = int | Integer[Array, ""]
 """Index of a batch in its stream, in [0, 2^32)."""
 
 

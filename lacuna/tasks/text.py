@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -247,7 +247,7 @@ def _encoded(encode: Encode, text: str) -> _Tokens:
     return as_tokens(encode(text))
 
 
-def as_tokens(tokens: Sequence[int]) -> _Tokens:
+def as_tokens(tokens: Sequence[Any]) -> _Tokens:
     """What an encoder gave, as an array.
 
     Raises:
