@@ -189,7 +189,7 @@ class RecoverConfig:
             raise InvalidInput(f"RecoverConfig.optimiser must be one of {', '.join(known)}", got=f"`{self.optimiser}`")
         for name in ("learning_rate", "num_steps", "eps"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InvalidInput(f"RecoverConfig.{name} must be positive", got=getattr(self, name))
+                raise InvalidInput(f"RecoverConfig.{name} must be positive and finite", got=getattr(self, name))
         for name in ("momentum", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInput(f"RecoverConfig.{name} must be in [0, 1)", got=getattr(self, name))

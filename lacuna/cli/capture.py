@@ -186,7 +186,9 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     keys.root(command.seed)  # raises for one out of range
     for name in ("task", "control_task", "tokenizer", "base"):
         if getattr(command, name) == "":
-            raise InvalidInput(f"{name} must be a name or a path", got="none", hint=f"no --{_flag(name)} at all")
+            raise InvalidInput(
+                f"{name} must be a name or a path", got="an empty one", hint=f"no --{_flag(name)} at all"
+            )
     if command.task is None and command.control_task is not None:
         raise InvalidInput("a control task stands beside a task", got="--control-task alone", hint="--task FILE")
     defaults = {field.name: field.default for field in fields(CaptureCommand)}
@@ -196,14 +198,14 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     if command.task is None and needy:
         raise InvalidInput(f"the basis `{needy[0]}` needs a task", got="no --task", hint="--task FILE")
 
-    for names, of, heeded in (
-        (("tokenizer", "length", "begin", "batch_size"), "a task", command.task is not None),
-        (("num_batches",), "the gradient basis", "gradient" in kinds),
-        (("optimiser", "learning_rate"), "the prefix basis", "prefix" in kinds),
+    for names, of, got, heeded in (
+        (("tokenizer", "length", "begin", "batch_size"), "a task", "no --task", command.task is not None),
+        (("num_batches",), "a basis of gradients", "none of those", "gradient" in kinds),
+        (("optimiser", "learning_rate"), "a basis of first updates", "none of those", "prefix" in kinds),
     ):
         unheeded = [name for name in names if getattr(command, name) != defaults[name] and not heeded]
         if unheeded:
-            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got="none")
+            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got)
 
     def spec(kind: "BasisKind") -> BasisSpec:
         num = command.num_batches if kind == "gradient" else None

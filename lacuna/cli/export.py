@@ -61,11 +61,11 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.models import merged
 
     if not 1e-9 <= command.max_shard_gb < math.inf:
-        raise InvalidInput("max_shard_gb must be a byte at least, 1e-9", got=command.max_shard_gb)
+        raise InvalidInput("max_shard_gb must be positive, 1e-9 (a byte) or more", got=command.max_shard_gb)
     check_new(command.to)  # before a long read
     for name in ("source", "adapter"):
         if getattr(command, name) == "":
-            raise InvalidInput(f"{name} must be a folder or an id", got="none")
+            raise InvalidInput(f"{name} must be a folder or an id", got="an empty one")
     run = _run_of(command.source)
     if run is not None:
         if command.adapter is not None:

@@ -39,7 +39,7 @@ class PlanCommand(SweepOptions):
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
     if command.device_gb is not None and not 0 < command.device_gb < math.inf:
-        raise InvalidInput("device_gb must be positive", got=command.device_gb)
+        raise InvalidInput("device_gb must be positive and finite", got=command.device_gb)
     of_sweep = command.model is None or command.task is not None
     default = PlanCommand()
     given = [one.name for one in fields(PlanCommand) if getattr(command, one.name) != getattr(default, one.name)]

@@ -72,7 +72,7 @@ def _check_numbers(options: SweepOptions) -> None:
             raise InvalidInput(f"{name} must be {asked}", got=value)
     for name in ("model", "task", "adapter", "tokenizer"):
         if getattr(options, name) == "":
-            raise InvalidInput(f"{name} must be a name or a path", got="none", hint=f"no --{name} at all")
+            raise InvalidInput(f"{name} must be a name or a path", got="an empty one", hint=f"no --{name} at all")
 
 
 def _shapes(options: SweepOptions) -> "tuple[Any, Callable[[str], bool]]":

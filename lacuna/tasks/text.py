@@ -255,7 +255,7 @@ def as_tokens(tokens: Sequence[Any]) -> _Tokens:
     """
     array = np.asarray(tokens).reshape(-1)
     if array.size and array.dtype.kind not in "iu":  # a fraction would be cut off in silence
-        raise InvalidInput("a token must be an integer", got=f"{array[0]!r}")
+        raise InvalidInput("a token must be an integer", got=f"{array[0]}")
     wrong = (array < 0) | (array > np.iinfo(np.int32).max)
     if np.any(wrong):
         raise InvalidInput("a token must be an integer in [0, 2^31)", got=int(array[wrong][0]))
