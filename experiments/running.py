@@ -16,6 +16,9 @@ from lacuna.reports import claims as reports
 from lacuna.reports import records as record_files
 from lacuna.reports import rundir
 
+MOST = 2**31
+"""What no axis of an array can have."""
+
 Told = Callable[[str], None]
 
 
@@ -30,6 +33,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     """
     if config.num_seeds < 1:
         raise InvalidInput("num_seeds must be at least 1", got=config.num_seeds)
+    _check_numbers(config)
     settings = asdict(config)
     out = rundir.new_run(Path("runs"), module.NAME, settings) if out is None else out
     rundir.check_folder(out)
@@ -47,6 +51,7 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
     elif out.exists() and any(out.iterdir()):
         raise RunMismatch(f"{out} is not empty and holds no experiment", hint="another --out folder")
     (out / "seeds").mkdir(parents=True, exist_ok=True)
+    (out / rundir.SEAL).unlink(missing_ok=True)
     document = {**identity, "command": command, **{name: _plain(value) for name, value in settings.items()}}
     rundir.write_json(stamp, document | {"wall_s": spent})
     rundir.write_json(out / "environment.json", rundir.environment(meshes.describe(meshes.candidate_mesh())))
@@ -69,7 +74,21 @@ def run(module: ModuleType, config: Any, *, command: str, out: Path | None, cach
         rundir.write_json(stamp, document | {"wall_s": spent + time.monotonic() - began})
     every = [out / "seeds" / f"{seed}.jsonl" for seed in range(config.num_seeds)]
     record_files.write(out / "records.jsonl", [record for path in every for record in record_files.read(path)])
+    rundir.seal(out)
     return out
+
+
+def _check_numbers(config: Any) -> None:
+    """Raise for a number that no experiment has a use for, before a model is trained."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            _check_numbers(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            least = 0 if isinstance(number, int) else -MOST
+            if isinstance(number, int | float) and not least <= number < MOST:
+                asked = "a whole number in [0, 2^31)" if isinstance(number, int) else "a number below 2^31 in size"
+                raise InvalidInput(f"{field.name} must be {asked}", got=number)
 
 
 def _plain(value: Any) -> Any:
@@ -82,12 +101,16 @@ def report(run: Path, to: Path | None = None) -> tuple[Path, list[reports.Claim]
     Raises:
       InvalidInput: the folder holds no finished experiment.
     """
+    with rundir.as_written(run):
+        return _reported(run, run if to is None else to)
+
+
+def _reported(run: Path, to: Path) -> tuple[Path, list[reports.Claim]]:
     records, document, environment = reports.read_run(run)
     if document["experiment"] not in EXPERIMENTS:
         raise InvalidInput(f"an experiment is one of {', '.join(EXPERIMENTS)}", got=f"`{document['experiment']}`")
     module = EXPERIMENTS[document["experiment"]]
     config = _config_of(module, document)
-    to = run if to is None else to
     rundir.check_folder(to)
     import matplotlib as mpl
 

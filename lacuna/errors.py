@@ -19,7 +19,9 @@ class LacunaError(Exception):
             sentence += f"; got {got}"
         if hint:
             sentence += f". Try: {hint}"
-        super().__init__(sentence.rstrip(".") + ".")
+        # One line, whatever came: a name may hold a line break, or half a character that no terminal takes.
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
+        super().__init__(shown.rstrip(".") + ".")
 
 
 class InvalidInput(LacunaError):

@@ -3,6 +3,7 @@
 `fit` trains by AdamW on a schedule and keeps the end point. `recover` takes constant steps and keeps the path.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -187,8 +188,8 @@ class RecoverConfig:
         if self.optimiser not in known:
             raise InvalidInput(f"RecoverConfig.optimiser must be one of {', '.join(known)}", got=f"`{self.optimiser}`")
         for name in ("learning_rate", "num_steps", "eps"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"RecoverConfig.{name} must be positive", got=getattr(self, name))
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInput(f"RecoverConfig.{name} must be positive and finite", got=getattr(self, name))
         for name in ("momentum", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInput(f"RecoverConfig.{name} must be in [0, 1)", got=getattr(self, name))

@@ -53,7 +53,8 @@ def written(folder, rows, name="task.jsonl"):
 
 def opened(folder, rows, *, notice=lambda text: None, model=MODEL, **options):
     config = TaskConfig(written(folder, rows), **{"batch_size": 8, "length": 10} | options)
-    return language.with_task(model, language.read(config), config, Characters(), notice=notice)
+    data = language.task_data(model.model, language.read(config), config, Characters(), notice=notice)
+    return language.with_task(model, data, config)
 
 
 def contents(batch):

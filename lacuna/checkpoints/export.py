@@ -29,6 +29,7 @@ from lacuna.checkpoints.safetensors_file import write
 from lacuna.checkpoints.whole_folder import whole_folder
 from lacuna.errors import InvalidInput
 from lacuna.models import CausalLMSpec, Model
+from lacuna.reports import rundir
 from lacuna.types import Params
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -123,7 +124,12 @@ def export_hf(
 
 def check_new(folder: str | Path) -> Path:
     """The folder, if a model may be written there; refused if it holds anything."""
-    folder = Path(folder).expanduser().absolute()
+    try:
+        folder = Path(folder).expanduser().absolute()
+    except RuntimeError as fault:
+        raise InvalidInput("a model is written to a new folder", got=f"{folder}, in the home of nobody") from fault
+    if not folder.is_file():
+        rundir.check_folder(folder)
     is_here = folder.is_dir() and folder.samefile(Path.cwd())  # it would be taken away from under the shell
     occupied = any(folder.iterdir()) or is_here if folder.is_dir() else folder.exists()
     if occupied or folder.is_symlink():

@@ -121,8 +121,9 @@ def plan_hf(
     Raises:
       InvalidInput, BadCheckpoint: as from `load_hf`; or a mesh without devices.
     """
-    if candidates < 1 or model < 1:
-        raise InvalidInput("a mesh needs at least 1 device on each axis", got=f"{candidates} and {model}")
+    if not (1 <= candidates < 2**31 and 1 <= model < 2**31):
+        asked = "a mesh needs at least 1 device on each axis, and fewer than 2^31"
+        raise InvalidInput(asked, got=f"{candidates} and {model}")
     folder = sources.find(source, weights=False, revision=revision)
     config = sources.read_config(folder)
     spec = spec_from_config(config, ignore=ignore)

@@ -92,7 +92,7 @@ def _read_header(file: Path) -> tuple[dict[str, Extent], dict[str, str]]:
             raise _damaged(file, f"{size} bytes, which hold no header" if size < 8 else f"a header of {length} bytes")
         text = stream.read(length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+        header = json.loads(text.decode(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as fault:
         raise _damaged(file, f"a header that is no JSON ({str(fault)[:120]})") from fault
     if not isinstance(header, dict):
@@ -142,7 +142,12 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(x) is int and 0 <= x < 2**63 for x in value)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which would keep the last of two entries of one name in silence.
+
+    Raises:
+      ValueError: a name stands in it twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands in it twice")

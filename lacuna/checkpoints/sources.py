@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lacuna.checkpoints.naming import told
-from lacuna.checkpoints.safetensors_file import BadCheckpoint, MappedFile
+from lacuna.checkpoints.safetensors_file import BadCheckpoint, MappedFile, without_repeats
 from lacuna.errors import InvalidInput
 
 WHOLE, INDEX, MSGPACK = "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
@@ -143,7 +143,7 @@ def read_object(file: Path) -> dict[str, Any]:
       InvalidInput: no JSON, or something else than an object in it.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as fault:
         raise InvalidInput(f"{file} is no JSON", got=str(fault)) from fault
     if not isinstance(document, dict):

@@ -1,10 +1,11 @@
 """Folders that are there whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,14 +24,27 @@ def whole_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     try:
         unfinished.mkdir()  # unlike the folder around it, for whom its owner lets in
         yield unfinished
-        try:
-            if replace and os.path.lexists(folder):
-                folder.rename(before)
-            unfinished.rename(folder)
-        except BaseException:
-            if os.path.lexists(before) and not os.path.lexists(folder):
-                before.rename(folder)
-            raise
-    finally:
+        while not _took_its_place(unfinished, folder, before if replace else None):
+            before = before.with_name(f"{before.name}er")  # another writer was faster; what it wrote is put aside, too
+    except BaseException:
         if os.path.lexists(folder) or not os.path.lexists(before):
             shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def _took_its_place(unfinished: Path, folder: Path, before: Path | None) -> bool:
+    """Give a folder its name; whether it did, for another writer may have come between."""
+    try:
+        if before is not None and os.path.lexists(folder):
+            folder.rename(before)
+        unfinished.rename(folder)
+    except BaseException as fault:
+        if before is not None and os.path.lexists(before) and not os.path.lexists(folder):
+            with suppress(OSError):  # another writer's may be there by now
+                before.rename(folder)
+        between = isinstance(fault, OSError) and fault.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+        if before is not None and between and os.path.lexists(unfinished):
+            return False
+        raise
+    return True

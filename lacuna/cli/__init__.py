@@ -1,36 +1,19 @@
 """The command line: `lacuna sweep`, `capture`, `report`, `plan`, `export` and `verify-hf`.
 
 A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
-`lacuna --help` answers at once. Bad input is one sentence on standard error and exit status 2.
+`lacuna --help` answers at once, and all others inside `run`, so that Ctrl-C is heeded from the first moment. Bad input
+is one sentence on standard error and exit status 2.
 """
 
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
 
-import tyro
-from rich.console import Console
-
-from lacuna.cli.capture import CaptureCommand, capture
-from lacuna.cli.export import ExportCommand, export
 from lacuna.cli.interrupt import leave_at_once, onwards
-from lacuna.cli.plan import PlanCommand, plan
-from lacuna.cli.report import ReportCommand, report
-from lacuna.cli.sweep import SweepCommand, sweep
-from lacuna.cli.verify import VerifyCommand, verify_hf
 from lacuna.errors import LacunaError
-
-Command = (
-    Annotated[SweepCommand, tyro.conf.subcommand("sweep")]
-    | Annotated[CaptureCommand, tyro.conf.subcommand("capture")]
-    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
-    | Annotated[ExportCommand, tyro.conf.subcommand("export")]
-    | Annotated[VerifyCommand, tyro.conf.subcommand("verify-hf")]
-)
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C, as a shell reports it; 143 after SIGTERM."""
@@ -42,9 +25,16 @@ DISAGREED = 1
 """Exit status of a comparison that was made and failed."""
 
 
+FILES = "what is read must be there, and what is written must have a place to go"
+"""Asked of all paths."""
+
+
 def main() -> None:
     """Entry point of the `lacuna` command."""
     leave_at_once()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may hold what the terminal cannot show
     try:
         status = run(sys.argv[1:])
     except Exception:
@@ -67,20 +57,18 @@ def _is_one_of_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def _parse(arguments: Sequence[str], **options: Any) -> Any:
-    return tyro.cli(
-        Command,  # pyrefly: ignore  (tyro takes a union of types; its annotations do not say so)
-        prog="lacuna",
-        description="Local linear geometry of trained networks.",
-        args=arguments,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-        **options,
-    )
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
-    command = _parse(arguments)
+    from rich.console import Console
+
+    from lacuna.cli.capture import CaptureCommand, capture
+    from lacuna.cli.commands import parse
+    from lacuna.cli.export import ExportCommand, export
+    from lacuna.cli.plan import PlanCommand, plan
+    from lacuna.cli.report import report
+    from lacuna.cli.sweep import SweepCommand, sweep
+    from lacuna.cli.verify import VerifyCommand, verify_hf
+
     # Nothing printed here is markup: a folder may be called [red].
     console, complaints = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
 
@@ -88,9 +76,11 @@ def run(arguments: Sequence[str]) -> int:
         complaints.print(sentence, style="red", soft_wrap=True)
         return status
 
+    command = None
     try:
+        command = parse(arguments)
         if isinstance(command, SweepCommand):
-            sweep(command, console, again=lambda defaults: _parse(arguments, default=defaults))
+            sweep(command, console, again=lambda defaults: parse(arguments, default=defaults))
         elif isinstance(command, CaptureCommand):
             capture(command, console)
         elif isinstance(command, VerifyCommand):
@@ -106,7 +96,8 @@ def run(arguments: Sequence[str]) -> int:
     except LacunaError as error:
         return complain(f"lacuna: {error}", 2)
     except OSError as error:
-        return complain(f"lacuna: {error}. Is the folder there, and may it be written to?", 2)
+        given = f"{error.strerror}: {error.filename!s:.80}" if error.strerror and error.filename else error
+        return complain(f"lacuna: {LacunaError(FILES, got=given, hint='another path, or room on its disk')}", 2)
     except (MemoryError, RuntimeError) as error:  # JAX reports a full device as a RuntimeError
         first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lacuna.checkpoints import Adapter
     from lacuna.models import Model
     from lacuna.reports.records import Record
-    from lacuna.setups import LanguageModel, LanguageSetup, TaskConfig
+    from lacuna.setups import LanguageModel, TaskConfig
     from lacuna.types import Params
 
 
@@ -139,6 +139,13 @@ def capture(command: CaptureCommand, console: Console) -> Path:
     from lacuna import captures, trees
 
     told = partial(console.print, soft_wrap=True)
+    notice = partial(console.print, style="yellow", soft_wrap=True)
+    data = [
+        language.task_data(ends.model, one, config, tokenizer, notice=notice)
+        for one, config in zip(found, configs, strict=True)
+    ]
+    for one, config in zip(data, configs, strict=True):
+        _check_enough(one.train, config.source, specs, command)
     console.print("Reading ...")
     points = _read(ends, command, told)
     opened = points.start
@@ -149,13 +156,7 @@ def capture(command: CaptureCommand, console: Console) -> Path:
     size = 4 * trees.size(delta)
     most = max(max(3 * spec.rank, 4 * (spec.num_batches or spec.rank) * (spec.kind == "gradient")) for spec in specs)
     told(f"{size // 4:,} parameters; the largest basis takes {format_bytes(most * size)} of memory while it is made.")
-    notice = partial(console.print, style="yellow", soft_wrap=True)
-    tasks = [
-        language.with_task(opened, one, config, tokenizer, notice=notice)
-        for one, config in zip(found, configs, strict=True)
-    ]
-    for task in tasks:
-        _check_enough(task, specs, command)
+    tasks = [language.with_task(opened, one, config) for one, config in zip(data, configs, strict=True)]
     own, control, *_ = [*(captures.TaskAt(one.task.objective.loss, one.task.train) for one in tasks), None, None]
     records = captures.measure(
         opened.params,
@@ -174,25 +175,47 @@ def capture(command: CaptureCommand, console: Console) -> Path:
 
 def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     """The bases that are asked for; what can be wrong with the options is found here, before anything is read."""
+    from lacuna import keys
     from lacuna.captures import BasisSpec
     from lacuna.captures.bases import TASKLESS
 
-    for name, least in (("batch_size", 1), ("length", 2), ("num_draws", 1)):
-        if getattr(command, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
+    for name, least in (("rank", 1), ("batch_size", 1), ("length", 2), ("num_draws", 1), ("num_batches", 1)):
+        value = getattr(command, name)
+        if value is not None and not least <= value < 2**31:
+            raise InvalidInput(f"{name} must be at least {least} and below 2^31", got=value)
+    keys.root(command.seed)  # raises for one out of range
+    for name in ("task", "control_task", "tokenizer", "base"):
+        if getattr(command, name) == "":
+            raise InvalidInput(
+                f"{name} must be a name or a path", got="an empty one", hint=f"no --{_flag(name)} at all"
+            )
     if command.task is None and command.control_task is not None:
         raise InvalidInput("a control task stands beside a task", got="--control-task alone", hint="--task FILE")
+    defaults = {field.name: field.default for field in fields(CaptureCommand)}
     every = ("gradient", "krylov", "prefix", "random")
     kinds = tuple(dict.fromkeys(command.basis)) or (TASKLESS if command.task is None else every)
     needy = [kind for kind in kinds if kind not in TASKLESS]
     if command.task is None and needy:
         raise InvalidInput(f"the basis `{needy[0]}` needs a task", got="no --task", hint="--task FILE")
 
+    for names, of, got, heeded in (
+        (("tokenizer", "length", "begin", "batch_size"), "a task", "no --task", command.task is not None),
+        (("num_batches",), "a basis of gradients", "none of those", "gradient" in kinds),
+        (("optimiser", "learning_rate"), "a basis of first updates", "none of those", "prefix" in kinds),
+    ):
+        unheeded = [name for name in names if getattr(command, name) != defaults[name] and not heeded]
+        if unheeded:
+            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got)
+
     def spec(kind: "BasisKind") -> BasisSpec:
         num = command.num_batches if kind == "gradient" else None
         return BasisSpec(kind, command.rank, num, optimiser=command.optimiser, learning_rate=command.learning_rate)
 
     return [spec(kind) for kind in kinds]
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _options(command: CaptureCommand) -> dict[str, Any]:
@@ -208,7 +231,7 @@ def _command_line(command: CaptureCommand) -> str:
         value = getattr(command, field.name)
         if field.name in ("from_", "to", "out") or value == field.default:
             continue
-        words += [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        words += [f"--{_flag(field.name)}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 
@@ -219,7 +242,10 @@ def _ends(command: CaptureCommand) -> _Ends:
     from lacuna.models import causal_lm
 
     def is_adapter(source: str) -> bool:
-        return (Path(source).expanduser() / sources.ADAPTER_CONFIG).is_file()
+        try:
+            return (Path(source).expanduser() / sources.ADAPTER_CONFIG).is_file()
+        except (OSError, RuntimeError):  # too long a name, or the home of nobody: `find` says so
+            return False
 
     def model_in(folder: Path) -> "Model":
         return causal_lm(spec_from_config(sources.read_config(folder), ignore=command.ignore))
@@ -231,6 +257,8 @@ def _ends(command: CaptureCommand) -> _Ends:
             got=f"from the adapter {first} to the model {last}",
             hint=f"--from {shlex.quote(last)} --to {shlex.quote(first)}",
         )
+    if command.base is not None and not (is_adapter(first) and is_adapter(last)):
+        raise InvalidInput("base is an option of two adapters", got=f"{first} and {last}")
     if not is_adapter(last):
         return _two_models(sources.find(first), sources.find(last), model_in)
     if not is_adapter(first):
@@ -325,16 +353,16 @@ def _tasks(command: CaptureCommand) -> "list[TaskConfig]":
     return [TaskConfig(source, **shared) for source in (command.task, command.control_task) if source is not None]
 
 
-def _check_enough(setup: "LanguageSetup", specs: "list[BasisSpec]", command: CaptureCommand) -> None:
+def _check_enough(train: Any, name: str, specs: "list[BasisSpec]", command: CaptureCommand) -> None:
     """Raise if a basis would read a row twice."""
     from lacuna.tasks import RowStream
 
-    if not isinstance(setup.task.train, RowStream):
+    if not isinstance(train, RowStream):
         return  # rows without an end
-    needed, there = command.batch_size * max(spec.steps.stop for spec in specs), setup.task.train.num_rows
+    needed, there = command.batch_size * max(spec.steps.stop for spec in specs), train.num_rows
     if needed > there:
         raise InvalidInput(
-            f"the bases need {needed:,} rows of {setup.task.name}, none of them twice",
+            f"the bases need {needed:,} rows of {name}, none of them twice",
             got=f"{there:,}",
             hint="a smaller --rank, --batch-size or --length, or more rows",
         )
@@ -361,6 +389,7 @@ def _written(
         rundir.write_json(unfinished / "config.json", {**config, **options, "notes": list(ends.notes)})
         rundir.write_json(unfinished / "environment.json", rundir.environment(machine))
         record_files.write(unfinished / "records.jsonl", records)
+        rundir.seal(unfinished)
         capture_report.write_report(unfinished)
     console.print(_table(records))
     console.print(capture_report.summary(records), soft_wrap=True)

@@ -60,14 +60,20 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.checkpoints.sources import find
     from lacuna.models import merged
 
-    if not 0 < command.max_shard_gb < math.inf:
-        raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
+    if not 1e-9 <= command.max_shard_gb < math.inf:
+        raise InvalidInput("max_shard_gb must be positive, 1e-9 (a byte) or more", got=command.max_shard_gb)
     check_new(command.to)  # before a long read
-    if (Path(command.source) / "identity.json").exists():
+    for name in ("source", "adapter"):
+        if getattr(command, name) == "":
+            raise InvalidInput(f"{name} must be a folder or an id", got="an empty one")
+    run = _run_of(command.source)
+    if run is not None:
         if command.adapter is not None:
             raise InvalidInput("an adapter is merged into a language model", got=f"{command.source}, a run of a sweep")
+        if command.ignore:
+            raise InvalidInput("ignore is an option of a language model", got=f"{command.source}, a run of a sweep")
         export_candidate(
-            Path(command.source),
+            run,
             command.to,
             console,
             place=command.place,
@@ -76,6 +82,8 @@ def export(command: ExportCommand, console: Console) -> None:
             max_shard_bytes=int(1e9 * command.max_shard_gb),
         )
         return
+    if command.place != 1:
+        raise InvalidInput("place is an option of a run of a sweep", got=f"{command.source}, which is none")
     folder = find(command.source)
     told = partial(console.print, soft_wrap=True)
     adapter = None if command.adapter is None else _adapter(command.adapter, command, folder)
@@ -95,6 +103,15 @@ def export(command: ExportCommand, console: Console) -> None:
     written = sorted(file.name for file in out.iterdir())
     size = sum((out / name).stat().st_size for name in written)
     told(f"Wrote {format_bytes(size)} to {out}: {', '.join(written)}")
+
+
+def _run_of(source: str) -> Path | None:
+    """The folder, if it is that of a sweep."""
+    try:
+        folder = Path(source).expanduser()
+        return folder if (folder / "identity.json").exists() else None
+    except (OSError, RuntimeError):  # too long a name, or the home of nobody: `find` says so
+        return None
 
 
 def _adapter(source: str, command: ExportCommand, folder: Path) -> Any:

@@ -3,12 +3,9 @@
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lacuna.errors import InvalidInput
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -145,6 +142,7 @@ def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dic
       InvalidInput: one of them is of another type.
     """
     known: dict[str, Any] = {}
+    types = get_type_hints(SweepOptions)
     for field in fields(SweepOptions):
         if field.name in but or field.name not in config:
             continue
@@ -152,11 +150,26 @@ def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dic
         if field.name in ("cache", "compilation_cache"):
             value = None if value is None else Path(str(value))
         value = tuple(value) if isinstance(value, list) else value
-        if field.default is not None and not isinstance(value, type(field.default)):
-            kind = type(field.default).__name__
-            raise InvalidInput(f"config.json of a run must hold a {kind} as its {field.name}", got=repr(value))
+        if not _is_of(value, types[field.name]):
+            kind = str(types[field.name]).replace("typing.", "").replace("<class ", "").replace(">", "")
+            raise InvalidInput(f"config.json of a run must hold {kind} as its {field.name}", got=repr(value)[:80])
         known[field.name] = value
     return known
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of an option."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        parts = (parts[0],) * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_of, value, parts))
+    if get_args(kind):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind if kind in (int, bool) else isinstance(value, kind)
 
 
 def start(options: SweepOptions) -> None:

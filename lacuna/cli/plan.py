@@ -1,7 +1,7 @@
 """`lacuna plan`: what a sweep takes, or whether a language model fits on a mesh."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,10 @@ from lacuna.errors import InvalidInput
 
 TRIAL_S = 2.0
 """Seconds that a sweep is tried for."""
+
+
+OF_A_MODEL = frozenset({"model", "dtype", "ignore", "mesh", "device_gb", "leaves", "cache", "compilation_cache"})
+"""Options that a plan of a model heeds, or that change nothing anywhere."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,16 @@ class PlanCommand(SweepOptions):
 
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
-    if command.device_gb is not None and not command.device_gb > 0:
-        raise InvalidInput("device_gb must be positive", got=command.device_gb)
-    if command.model is None or command.task is not None:
+    if command.device_gb is not None and not 0 < command.device_gb < math.inf:
+        raise InvalidInput("device_gb must be positive and finite", got=command.device_gb)
+    of_sweep = command.model is None or command.task is not None
+    default = PlanCommand()
+    given = [one.name for one in fields(PlanCommand) if getattr(command, one.name) != getattr(default, one.name)]
+    unheeded = [name for name in given if (name == "leaves" if of_sweep else name not in OF_A_MODEL)]
+    if unheeded:
+        got = "a plan of a sweep" if of_sweep else "no --task, and so a plan of the model alone"
+        raise InvalidInput(f"{unheeded[0]} is an option of a {'model' if of_sweep else 'sweep'}", got=got)
+    if command.model is None or of_sweep:
         _plan_sweep(command, console)
     else:
         _plan_model(command, command.model, console)

@@ -35,11 +35,9 @@ def check(options: SweepOptions, mesh: "Mesh") -> "Sweep":
     Raises:
       InvalidInput: a value outside its domain, options that exclude each other, or a model that does not fit.
     """
-    from lacuna import search
+    from lacuna import search, trees
 
-    for name, least in (("batch_size", 1), ("rank", 1)):
-        if getattr(options, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(options, name))
+    _check_numbers(options)
     if options.probes < 2 and options.probes != 0:
         raise InvalidInput("probes must be at least 2, or 0 for no prediction", got=options.probes)
     if options.relative and options.scales:
@@ -48,15 +46,54 @@ def check(options: SweepOptions, mesh: "Mesh") -> "Sweep":
         _basis_spec(options)
         if options.noise != "gaussian":
             raise InvalidInput("noise in a basis is gaussian", got=options.noise, hint="no --noise or no --basis")
-    if options.scales:
-        search.scaled(search.gaussian(), _scales(options))
     names = ("num_candidates", "seed", "antithetic", "top_k", "chunk", "width", "unit")
     sweep = search.Sweep(search.gaussian(), options.sigmas, **{name: getattr(options, name) for name in names})
     _check_heeded(options)
+    like, stacked = _shapes(options)
+    trial = _moved(sweep, options, stacked)
+    trial.family.check(like)
+    if options.basis is None and not options.relative:
+        trial.scale(like)  # raises for what moves nothing, or by no float32 number
+    size = trees.size(like)
+    if options.basis is not None and options.basis_rank > size:
+        raise InvalidInput(f"basis_rank must be at most the {size:,} numbers that move", got=options.basis_rank)
     if options.model is not None:
         _check_fits(options, options.model, mesh)
     return sweep
 
+
+def _check_numbers(options: SweepOptions) -> None:
+    """Raise for counts that cannot be, or that no array can have as its size, and for words that are empty."""
+    least = {"batch_size": 1, "rank": 1, "basis_rank": 1, "adapter_rank": 1, "length": 2}
+    for name in (*least, "probes", "width", "chunk", "top_k"):
+        value = getattr(options, name)
+        if value is not None and not least.get(name, value) <= value < MOST:
+            asked = f"at least {least[name]}" if value < MOST else "below 2^31"
+            raise InvalidInput(f"{name} must be {asked}", got=value)
+    for name in ("model", "task", "adapter", "tokenizer"):
+        if getattr(options, name) == "":
+            raise InvalidInput(f"{name} must be a name or a path", got="an empty one", hint=f"no --{name} at all")
+
+
+def _shapes(options: SweepOptions) -> "tuple[Any, Callable[[str], bool]]":
+    """The tree that is searched around, of shapes alone, and which leaves are stacked. No weight is read."""
+    import jax
+
+    from lacuna import setups
+
+    key = jax.random.key(0)
+    if options.model is None:
+        model = setups.digit_model()
+        return jax.eval_shape(model.init, key), model.stacked
+    own, _ = language_configs(options)
+    model, lora, adapter = setups.architecture(own)
+    if lora is not None:
+        return jax.eval_shape(lora.init, key), model.stacked
+    return (jax.eval_shape(model.init, key) if adapter is None else adapter.params), model.stacked
+
+
+MOST = 2**31
+"""What an axis of an array cannot have."""
 
 OF_A_MODEL = ("tokenizer", "objective", "dtype", "adapter", "split", "length", "begin", "held_out_share", "ignore")
 """Options that say nothing without --model."""
@@ -73,6 +110,7 @@ def _check_heeded(options: SweepOptions) -> None:
         ((*OF_A_MODEL, "layerwise"), "a language model", "" if options.model else "no --model"),
         (("adapter_rank", "adapter_sites"), "a new adapter", "" if options.adapter == "new" else "no --adapter new"),
         (("basis_rank",), "a search in a basis", "" if options.basis else "no --basis"),
+        (("rank",), "low-rank noise", "" if options.noise == "low_rank" else f"--noise {options.noise}"),
         (("state",), "the synthetic transformer", "--model" if options.model else ""),
     ):
         unheeded = [name for name in names if name in given and got]
@@ -259,7 +297,8 @@ def _digits(options: SweepOptions, console: Console, notice: Callable[[str], Non
 def _digits_config(options: SweepOptions) -> "SetupConfig":
     from lacuna import setups
 
-    return setups.SetupConfig(state=options.state, task=options.task or DIGIT_TASK, seed=options.setup_seed)
+    task = DIGIT_TASK if options.task is None else options.task
+    return setups.SetupConfig(state=options.state, task=task, seed=options.setup_seed)
 
 
 def title(options: SweepOptions) -> str:
@@ -275,21 +314,28 @@ def with_family(sweep: "Sweep", options: SweepOptions, setup: "Point") -> "Sweep
     from lacuna import search
 
     stacked = setup.model.stacked
-    family: Family
     if options.basis is not None:
         family = _in_basis(options, setup)
-    elif options.noise == "gaussian":
-        family = search.gaussian(stacked=stacked)
-    elif options.noise == "rademacher":
-        family = search.rademacher(stacked=stacked)
+        sweep = replace(sweep, family=search.scaled(family, _scales(options)) if options.scales else family)
     else:
-        family = search.low_rank(options.rank, stacked=stacked)
+        sweep = _moved(sweep, options, stacked)
     if options.relative:
-        family = search.scaled(family, search.relative_scales(setup.params, stacked=stacked))
-    elif options.scales:
-        family = search.scaled(family, _scales(options))
-    family.check(setup.params)
-    return replace(sweep, family=family)
+        scales = search.relative_scales(setup.params, stacked=stacked)
+        sweep = replace(sweep, family=search.scaled(sweep.family, scales))
+    sweep.family.check(setup.params)
+    return sweep
+
+
+def _moved(sweep: "Sweep", options: SweepOptions, stacked: Callable[[str], bool]) -> "Sweep":
+    """The sweep with noise of the law that is asked for, not in a basis, and with the scales that are given."""
+    from lacuna import search
+
+    family: Family
+    if options.noise == "low_rank":
+        family = search.low_rank(options.rank, stacked=stacked)
+    else:
+        family = (search.gaussian if options.noise == "gaussian" else search.rademacher)(stacked=stacked)
+    return replace(sweep, family=search.scaled(family, _scales(options)) if options.scales else family)
 
 
 def _basis_spec(options: SweepOptions) -> "BasisSpec":
@@ -310,10 +356,12 @@ def _in_basis(options: SweepOptions, setup: "Point") -> "Family":
 
 
 def _scales(options: SweepOptions) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for text in options.scales:
         pattern, _, number = text.rpartition("=")
         try:
+            if pattern in found:
+                raise InvalidInput("scales must name a pattern once", got=f"`{pattern}` twice")
             found[pattern] = float(number)
         except ValueError as fault:
             raise InvalidInput("scales are PATTERN=NUMBER", got=f"`{text}`", hint="'layers/.*=1'") from fault

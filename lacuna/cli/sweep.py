@@ -138,7 +138,9 @@ def _config_of_run(command: SweepCommand) -> dict[str, Any]:
     assert run is not None
     if command.resume is not None and command.extend is not None:
         raise InvalidInput("resume and extend are two ways to go on", got="both", hint="one of the two")
+    rundir.check_seal(run)
     config = rundir.read_json(run / "config.json")
+    rundir.read_json(run / "environment.json")  # or it would be missed when all is scored
     if "state" not in config or "task" not in config:
         raise InvalidInput(
             f"{run} must be a run of `lacuna sweep`",
@@ -177,7 +179,10 @@ def _check_folder(command: SweepCommand) -> None:
 def _draws_asked(run: Path) -> int:
     from lacuna.reports import rundir
 
-    return int(rundir.read_json(run / "config.json")["num_candidates"])
+    asked = rundir.read_json(run / "config.json").get("num_candidates")
+    if type(asked) is not int:
+        raise InvalidInput(f"config.json of {run} must hold an integer as its num_candidates", got=repr(asked))
+    return asked
 
 
 def _folder(command: SweepCommand) -> Path:

@@ -44,11 +44,17 @@ def verify_hf(command: VerifyCommand, console: Console) -> bool:
 
     if command.length < 2:
         raise InvalidInput("length must be at least 2", got=command.length)
+    if command.text is None and command.tokenizer is not None:
+        raise InvalidInput("tokenizer is an option of a text", got="no --text")
+    if command.text is not None and command.length != VerifyCommand.length:
+        raise InvalidInput("length is that of random tokens", got="--text")
     folder = find(command.source)
     spec = spec_from_config(read_config(folder), ignore=command.ignore)
     if command.text is None:
         tokens, mask = verify.sample_tokens(spec.vocab_size, min(command.length, spec.max_positions))
     else:
+        if command.text != command.text.encode(errors="replace").decode():
+            raise InvalidInput("text must be of whole characters", got=f"`{command.text}`")
         ids = load_tokenizer(command.tokenizer or folder)(command.text).input_ids
         if not ids:
             raise InvalidInput("text must hold at least one token", got=f"`{command.text}`")

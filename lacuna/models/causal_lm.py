@@ -91,6 +91,8 @@ def stream(
     """
     if remat not in get_args(Remat):
         raise InvalidInput(f"remat must be one of {', '.join(get_args(Remat))}", got=f"`{remat}`")
+    if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+        raise InvalidInput("tokens must be integers", got=jnp.result_type(tokens))
     if isinstance(params, Moved):
         params, layer_map = params.params, params.then(layer_map)
     if lora is not None:

@@ -165,6 +165,8 @@ def synthetic(spec: SyntheticSpec) -> Model:
         return module.init(key, jnp.zeros((1, spec.max_length), jnp.int32))["params"]
 
     def apply(params: Params, tokens: Int[Array, "B S"], *, steer: Any = None, taps: Any = None) -> Output:
+        if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+            raise InvalidInput("tokens must be integers", got=jnp.result_type(tokens))
         if tokens.shape[1] > spec.max_length:
             raise InvalidInput(
                 f"this model reads at most {spec.max_length} tokens",

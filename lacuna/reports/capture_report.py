@@ -126,6 +126,12 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     Raises:
       InvalidInput: `run` holds no records of a capture.
     """
+    with rundir.as_written(run):
+        return _written(run, run if to is None else to)
+
+
+def _written(run: Path, to: Path) -> Path:
+    """The report of a capture whose documents are as they were written."""
     records = record_files.read(run / "records.jsonl")
     config, environment = (rundir.read_json(run / f"{name}.json") for name in ("config", "environment"))
     absent = [name for name in DOCUMENTED if name not in config | environment]
@@ -133,7 +139,6 @@ def write_report(run: Path, to: Path | None = None) -> Path:
         raise InvalidInput(f"the documents of {run} must say what was compared", got=f"no `{absent[0]}`")
     if not select(records, "capture_mass"):
         raise InvalidInput(f"{run} must hold the records of a capture", got="none of `capture_mass`")
-    to = run if to is None else to
     rundir.check_folder(to)
     figures = capture_figures(records)
     page = _markdown(records, config, environment)
@@ -141,7 +146,8 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     for name, figure in figures.items():
         figure.savefig(to / "figures" / f"{name}.png")
     report = to / "report.md"
-    report.write_text(page, encoding="utf-8")
+    with rundir.whole_file(report) as unfinished:  # the name of a folder may be no UTF-8
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
     return report
 
 

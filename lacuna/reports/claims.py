@@ -130,7 +130,8 @@ def write_report(
     ]
     parts += ["## How it was run", table(["", ""], made), f"Run it again:\n\n```sh\n{config['command']}\n```"]
     report = to / "report.md"
-    report.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with rundir.whole_file(report) as unfinished:  # the name of a folder may be no UTF-8
+        unfinished.write_text("\n\n".join(parts) + "\n", encoding="utf-8", errors="backslashreplace")
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lacuna.errors import InvalidInput
+from lacuna.reports import rundir
 
 SCHEMA = 1
 """Version of the line's layout; a reader refuses a newer one."""
@@ -61,7 +62,7 @@ class Record:
             entry = json.loads(line)
             schema, value = entry.pop("schema"), float(entry.pop("value"))
             record = cls(entry.pop("experiment"), entry.pop("quantity"), value, entry.pop("unit"), entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise InvalidInput("a record is one JSON object a line", got=repr(line[:80])) from fault
         if schema != SCHEMA:
             raise InvalidInput(f"records of schema {SCHEMA} are read here", got=schema, hint="a newer lacuna")
@@ -70,9 +71,8 @@ class Record:
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
-    partial.replace(path)
+    with rundir.whole_file(path) as unfinished:
+        unfinished.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
 
 
 def read(path: Path) -> list[Record]:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ def check_folder(path: Path) -> None:
     Raises:
       InvalidInput: it is a file, lies below one, or may not be written to.
     """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as fault:  # too long a name, one with a zero byte, or below what cannot be entered
+        got = getattr(fault, "strerror", None) or fault
+        raise InvalidInput(f"{path!s:.80} must be a folder", got=got, hint="another folder") from fault
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))  # a dangling link counts
     if not nearest.is_dir():
         raise InvalidInput(f"{path} must be a folder", got=f"the file {nearest}", hint="another folder")
@@ -52,18 +61,78 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path.parent} must be the folder of a run", got=f"no {path.name} in it")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise InvalidInput(f"{path} must be a JSON document of a run", got=fault) from fault
     if not isinstance(document, dict):
         raise InvalidInput(f"{path} must be a JSON document of a run", got=f"a {type(document).__name__}")
     return document
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the name of `path` when all went well; of several writers the last one wins."""
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+SEAL = "sha256.json"
+"""Digests of the documents of a finished run."""
+
+SEALED = ("config.json", "environment.json", "result.json", "records.jsonl")
+
+
+def seal(run: Path) -> None:
+    """Write down the digests of a run's documents, so that damage is told from what was measured."""
+    write_json(run / SEAL, {name: _digest(run / name) for name in SEALED if (run / name).exists()})
+
+
+def check_seal(run: Path) -> bool:
+    """Whether there are digests of a run's documents; an unfinished run has none.
+
+    Raises:
+      InvalidInput: a document is not as it was written; names it.
+    """
+    if not (run / SEAL).exists():
+        return False
+    known = read_json(run / SEAL)
+    for name in {*known, *(name for name in SEALED if (run / name).exists())}:
+        found = _digest(run / name) if (run / name).is_file() else None
+        if found is None or found != known.get(name):
+            got = "other bytes" if found else "no such file"
+            hint = "a copy of it, or the command that made the run, in another folder"
+            raise InvalidInput(f"{run / name} must be as it was written", got=got, hint=hint)
+    return True
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@contextmanager
+def as_written(run: Path) -> Iterator[None]:
+    """What is done inside reads the documents of a run: they are as they were written, or that is said.
+
+    Raises:
+      InvalidInput: a document is not as it was written; or there are no digests, and what is inside fails on them.
+    """
+    sealed = check_seal(run)
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as fault:
+        if sealed:
+            raise
+        got = f"{type(fault).__name__} {fault}".splitlines()[0][:120]
+        raise InvalidInput(f"{run} must hold the records and documents of a finished run", got=got) from fault
 
 
 def environment(devices: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,12 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     Raises:
       InvalidInput: `run` holds no records of a finished sweep.
     """
+    with rundir.as_written(run):
+        return _written(run, run if to is None else to)
+
+
+def _written(run: Path, to: Path) -> Path:
+    """The report of a sweep whose documents are as they were written."""
     if (run / "identity.json").exists() and not (run / "records.jsonl").exists():
         raise InvalidInput(
             f"{run} must be a finished sweep", got="one that was interrupted", hint=_continue_command(run)
@@ -49,7 +55,6 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     absent = [name for name in DOCUMENTED if name not in config | environment]
     if absent:
         raise InvalidInput(f"the documents of {run} must say what was run", got=f"no `{absent[0]}`")
-    to = run if to is None else to
     rundir.check_folder(to)
     figures = sweep_figures(records)
     page = _markdown(records, config, environment, list(figures))
@@ -57,7 +62,8 @@ def write_report(run: Path, to: Path | None = None) -> Path:
     for name, figure in figures.items():
         figure.savefig(to / "figures" / f"{name}.png")
     report = to / "report.md"
-    report.write_text(page, encoding="utf-8")
+    with rundir.whole_file(report) as unfinished:  # the name of a folder may be no UTF-8
+        unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
     return report
 
 

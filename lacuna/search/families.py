@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from lacuna import keys, trees
 from lacuna.errors import InvalidInput
 from lacuna.threefry import unrolled
-from lacuna.types import Delta, Factors, Key, Layer, Noise, Params, Rows
+from lacuna.types import Delta, Factors, Key, Layer, Noise, Params, Rows, Shapes
 
 NOISE_LAW = 1
 """Version of the noise law; part of a run's identity. A change of any drawn bit raises it."""
@@ -102,10 +102,10 @@ class Family(ABC):
         """The covariance of a draw, applied to a vector."""
 
     @abstractmethod
-    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+    def square_norms(self, like: Shapes) -> dict[str, Float[np.ndarray, "*layers"]]:
         """Mean square norm of the noise of every leaf by name, one for each layer where it is stacked."""
 
-    def check(self, like: Params) -> None:
+    def check(self, like: Shapes) -> None:
         """Raise a `LacunaError` unless the family can perturb the tree of `like`."""
         for name, leaf in trees.named_leaves(like):
             if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
@@ -152,11 +152,11 @@ class Family(ABC):
         """The draws of a block of keys [b], formed together."""
         return jax.vmap(lambda key: self.draw(key, like))(keys_of_block)
 
-    def dimension(self, like: Params) -> int:
+    def dimension(self, like: Shapes) -> int:
         """Of the space that the noise fills."""
         return trees.size([leaf for leaf in jax.tree.leaves(like) if trees.is_floating(leaf)])
 
-    def mean_square(self, like: Params) -> float:
+    def mean_square(self, like: Shapes) -> float:
         """Mean square norm of a draw: the number of coordinates that it moves, each counted with its variance."""
         return math.fsum(float(np.sum(norms)) for norms in self.square_norms(like).values())
 
@@ -209,7 +209,7 @@ class LeafFamily(Family):
     def covariance(self, delta: Delta) -> Delta:
         return delta
 
-    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+    def square_norms(self, like: Shapes) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, leaf: Any) -> np.ndarray:
             shape = np.shape(leaf)
             num_layers = shape[:1] if self.stacked(name) else ()

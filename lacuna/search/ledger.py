@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lacuna.errors import RunMismatch
+from lacuna.reports import rundir
 
 _HEADER = struct.Struct("<4sIII")  # magic, first index, number of draws, checksum of those two and the payload
 _MAGIC = b"LAC2"
@@ -168,19 +169,13 @@ def write_table(path: Path, sigmas: tuple[float, ...], scores: Float[np.ndarray,
             "status": pa.string(),
         }
     )
-    partial = path.with_name(path.name + ".partial")
     rows_a_group = 1 << 20
     draws_a_group = max(1, rows_a_group // len(of_sigma))
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for start in range(0, len(scores), draws_a_group):
-                block = scores[start : start + draws_a_group]
-                flat = block.reshape(-1)
-                index = np.repeat(np.arange(start, start + len(block), dtype=np.uint32), len(of_sigma))
-                status = np.where(np.isfinite(flat), "ok", "nonfinite_loss")
-                columns = [index, np.tile(of_sigma, len(block)), np.tile(of_sign, len(block)), flat, status]
-                writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
-        partial.replace(path)
-    except OSError:  # a full disk, and this file is the largest of what can be made again
-        partial.unlink(missing_ok=True)
-        raise
+    with rundir.whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for start in range(0, len(scores), draws_a_group):
+            block = scores[start : start + draws_a_group]
+            flat = block.reshape(-1)
+            index = np.repeat(np.arange(start, start + len(block), dtype=np.uint32), len(of_sigma))
+            status = np.where(np.isfinite(flat), "ok", "nonfinite_loss")
+            columns = [index, np.tile(of_sigma, len(block)), np.tile(of_sign, len(block)), flat, status]
+            writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))

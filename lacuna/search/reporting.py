@@ -72,6 +72,7 @@ def report_run(
         rundir.write_json(out / "environment.json", _environment(out, result))
         rundir.write_json(out / "result.json", {"scores_sha256": result.sha256})
         record_files.write(out / "records.jsonl", found)
+        rundir.seal(out)
         return str(sweep_report.write_report(out))
 
     return Path(hosts.agree(write)), found
@@ -84,5 +85,6 @@ def _environment(out: Path, result: SweepResult) -> dict[str, Any]:
         return before
     now = rundir.environment(result.machine)
     told = ("commit", "dirty", "machine", "num_devices", "device_kind")
-    earlier = [*before.get("earlier", []), {name: before.get(name, "") for name in told}]
+    known = before.get("earlier")
+    earlier = [*(known if isinstance(known, list) else []), {name: before.get(name, "") for name in told}]
     return now | {"earlier": [one for one in earlier if one != {name: now[name] for name in told}]}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from lacuna import trees
 from lacuna.errors import InvalidInput
 from lacuna.search.families import Family, never_stacked
-from lacuna.types import Delta, Factors, Key, Layer, Params, Rows
+from lacuna.types import Delta, Factors, Key, Layer, Params, Rows, Shapes
 
 Scales = Mapping[str, Any]
 """Scale by regular expression on the leaf's name: a number, or one number for each layer of a stacked leaf."""
@@ -74,7 +74,7 @@ class Scaled(Family):
         found = (s for p, s in zip(self.patterns, self.scales, strict=True) if re.fullmatch(p, leaf_name))
         return next(found, None)
 
-    def check(self, like: Params) -> None:
+    def check(self, like: Shapes) -> None:
         self.inner.check(like)
         leaves = dict(trees.named_leaves(like))
         for pattern in self.patterns:
@@ -133,14 +133,14 @@ class Scaled(Family):
     def covariance(self, delta: Delta) -> Delta:
         return self._times_scales(self.inner.covariance(self._times_scales(delta)))
 
-    def dimension(self, like: Params) -> int:
+    def dimension(self, like: Shapes) -> int:
         # As many as carry the noise: tr(C)^2 / tr(C^2), which leaves of a small scale hardly add to.
         pairs = [(self.square_norms(like)[name], norms) for name, norms in self.inner.square_norms(like).items()]
         trace = sum(float(np.sum(scaled)) for scaled, _ in pairs)
         of_square = sum(float(np.sum(scaled[n > 0] ** 2 / n[n > 0])) for scaled, n in pairs)
         return min(self.inner.dimension(like), round(trace**2 / of_square) if of_square else 0)
 
-    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+    def square_norms(self, like: Shapes) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, norms: np.ndarray) -> np.ndarray:
             scale = self.scale(name)
             return np.asarray(norms * (0.0 if scale is None else np.asarray(scale, np.float64) ** 2))
@@ -166,7 +166,8 @@ def scaled(family: Family, scales: Scales) -> Family:
     for pattern, scale in scales.items():
         try:
             re.compile(pattern)
-            values[pattern] = value = np.asarray(scale, np.float32)
+            with np.errstate(over="ignore"):
+                values[pattern] = value = np.asarray(scale, np.float32)
         except (re.error, ValueError, TypeError) as fault:
             raise InvalidInput("scales go from regular expressions to numbers", got=f"`{pattern}`: {fault}") from fault
         in_range = (value == 0) | ((value >= 1 / LARGEST) & (value <= LARGEST))

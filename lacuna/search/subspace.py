@@ -15,7 +15,7 @@ from lacuna.errors import InvalidInput
 from lacuna.geometry import Basis
 from lacuna.geometry import rows as ops
 from lacuna.search.families import Family, never_stacked
-from lacuna.types import Delta, Key, Layer, Params, Rows
+from lacuna.types import Delta, Key, Layer, Params, Rows, Shapes
 
 DEFAULT_BLOCK = 16
 """Candidates formed by one product for each leaf: the basis is read once for all of them."""
@@ -60,7 +60,7 @@ class InBasis(Family):
     def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
         raise InvalidInput("noise in a basis is formed for whole candidates, a block of them at a time")
 
-    def check(self, like: Params) -> None:
+    def check(self, like: Shapes) -> None:
         super().check(like)
         trees.check_match("noise in a basis", ops.like_one(self.rows), like)
 
@@ -79,13 +79,13 @@ class InBasis(Family):
     def covariance(self, delta: Delta) -> Delta:
         return ops.combine(ops.products(self.rows, delta), self.rows)
 
-    def mean_square(self, like: Params) -> float:
+    def mean_square(self, like: Shapes) -> float:
         return float(self.rank)  # of orthonormal rows, without reading them
 
-    def dimension(self, like: Params) -> int:
+    def dimension(self, like: Shapes) -> int:
         return self.rank
 
-    def square_norms(self, like: Params) -> dict[str, Float[np.ndarray, "*layers"]]:
+    def square_norms(self, like: Shapes) -> dict[str, Float[np.ndarray, "*layers"]]:
         def of_leaf(name: str, rows: Array) -> np.ndarray:
             kept = 2 if self.stacked(name) else 1  # the rows, and the layers where there are any
             return np.asarray(jnp.sum(jnp.square(rows), axis=(0, *range(kept, rows.ndim))), np.float64)

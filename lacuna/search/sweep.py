@@ -15,7 +15,7 @@ from lacuna.errors import InvalidInput
 from lacuna.search.families import Family
 from lacuna.search.select import Candidate
 from lacuna.theory import Unit
-from lacuna.types import Params
+from lacuna.types import Shapes
 
 DEFAULT_TOP_K = 16
 
@@ -109,7 +109,7 @@ class Sweep:
         """K: `top_k`, or its default."""
         return min(DEFAULT_TOP_K, self.num_evaluations) if self.top_k is None else self.top_k
 
-    def scale(self, params: Params) -> float:
+    def scale(self, params: Shapes) -> float:
         """What a sigma is multiplied by to scale the family's unit noise (divided by its length at an exact radius).
 
         Raises:
@@ -125,7 +125,7 @@ class Sweep:
             raise InvalidInput("steps must lie in the range of float32", got=f"{steps} per coordinate")
         return scale
 
-    def mean_scale(self, params: Params) -> float:
+    def mean_scale(self, params: Shapes) -> float:
         """The same on average over draws, an exact radius included."""
         return 1.0 if self.unit == "sigma" else 1 / math.sqrt(self.family.mean_square(params))
 

@@ -7,6 +7,7 @@ from lacuna.setups.digit_models import VERSION as VERSION
 from lacuna.setups.digit_models import Setup as Setup
 from lacuna.setups.digit_models import SetupConfig as SetupConfig
 from lacuna.setups.digit_models import State as State
+from lacuna.setups.digit_models import digit_model as digit_model
 from lacuna.setups.digit_models import kept as kept
 from lacuna.setups.digit_models import prepare as prepare
 from lacuna.setups.digit_models import untrained as untrained
@@ -14,5 +15,6 @@ from lacuna.setups.language import LanguageSetup as LanguageSetup
 from lacuna.setups.language import prepare_language as prepare_language
 from lacuna.setups.language_models import LanguageModel as LanguageModel
 from lacuna.setups.language_models import ModelConfig as ModelConfig
+from lacuna.setups.language_models import architecture as architecture
 from lacuna.setups.language_models import open_model as open_model
 from lacuna.setups.language_tasks import TaskConfig as TaskConfig

@@ -91,9 +91,14 @@ class Setup(NamedTuple):
         return tuple(self.task.held_out(step) for step in range(HELD_OUT_BATCHES))
 
 
+def digit_model() -> Model:
+    """The architecture of all starting points."""
+    return synthetic(SyntheticSpec(digits.vocab_size))
+
+
 def untrained(config: SetupConfig, *, eval_batch_size: int = 128) -> Setup:
     """The model and the task of a starting point, with parameters as they are drawn: of its shape, not its values."""
-    model = synthetic(SyntheticSpec(digits.vocab_size))
+    model = digit_model()
     task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
     return Setup(model, model.init(keys.stream(config.seed, "init")), task)
 
@@ -118,7 +123,7 @@ def prepare(
     Raises:
       InvalidInput: an unknown state or task, or a cache that cannot be a folder.
     """
-    model = synthetic(SyntheticSpec(digits.vocab_size))
+    model = digit_model()
     task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
     if config.state not in get_args(State):
         raise InvalidInput(f"state must be one of {', '.join(get_args(State))}", got=f"`{config.state}`")

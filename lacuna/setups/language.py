@@ -13,7 +13,7 @@ from lacuna.checkpoints import load_tokenizer, sources
 from lacuna.errors import InvalidInput
 from lacuna.models.model import Model
 from lacuna.setups.digit_models import HELD_OUT_BATCHES
-from lacuna.setups.language_models import LanguageModel, ModelConfig, open_model
+from lacuna.setups.language_models import LanguageModel, ModelConfig, architecture, open_model
 from lacuna.setups.language_tasks import SMOOTH, Notice, TaskConfig, kind_of, objective_of, read, rows_of
 from lacuna.tasks import choices, language, row_streams, short_answers
 from lacuna.tasks.mappings import mapping
@@ -68,33 +68,46 @@ def prepare_language(
     """
     found = read(task_config)
     tokenizer = load_tokenizer(model_config.tokenizer or sources.find(model_config.source, weights=False))
-    opened = open_model(model_config, mesh=mesh)
-    return with_task(opened, found, task_config, tokenizer, layerwise=layerwise, notice=notice)
+    data = task_data(architecture(model_config).model, found, task_config, tokenizer, notice=notice)
+    return with_task(open_model(model_config, mesh=mesh), data, task_config, layerwise=layerwise)
 
 
-def with_task(
-    opened: LanguageModel,
-    found: TaskFile | str,
-    config: TaskConfig,
-    tokenizer: Any,
-    *,
-    layerwise: bool = False,
-    notice: Notice = print,
-) -> LanguageSetup:
-    """A task at a model's point.
+class TaskData(NamedTuple):
+    """The rows of a task in a model's tokens.
+
+    Attributes:
+      kind: `text`, `choices` or `answers`.
+      objective: what is minimised.
+      train: as that of `LanguageSetup.task`.
+      held_out: likewise.
+      batch: what every candidate is scored on.
+      num_batches: how many batches the winners are scored on again.
+    """
+
+    kind: str
+    objective: str
+    train: Any
+    held_out: Any
+    batch: Any
+    num_batches: int
+
+
+def task_data(
+    model: Model, found: TaskFile | str, config: TaskConfig, tokenizer: Any, *, notice: Notice = print
+) -> TaskData:
+    """The rows of a task for a model, of which no weight is needed.
 
     Args:
-      opened: the model.
+      model: the architecture.
       found: of `read`.
       config: the task's.
       tokenizer: of transformers.
-      layerwise: a search makes the weights of candidates layer by layer; those of an adapter it makes whole.
       notice: told in a sentence of rows that cannot be used, or are too few.
 
     Raises:
       InvalidInput: rows that do not fit the model, or are too few, or a tokenizer that is not the model's.
     """
-    spec = opened.model.spec
+    spec = model.spec
     encode = partial(_encoded, tokenizer, spec.vocab_size)
     if isinstance(found, str):
         train, held_out = _digit_streams(found, config, encode)
@@ -107,12 +120,25 @@ def with_task(
         each = max(1, min(config.batch_size, num_held_out // HELD_OUT_BATCHES))
         held_out = row_streams.in_order(rows.held_out, each)
         batch, num_batches = jax.tree.map(jnp.asarray, rows.search), min(HELD_OUT_BATCHES, num_held_out // each)
-    task = _task(opened, config.source, kind_of(found), objective_of(found, config), train, held_out)
+    return TaskData(kind_of(found), objective_of(found, config), train, held_out, batch, num_batches)
+
+
+def with_task(opened: LanguageModel, data: TaskData, config: TaskConfig, *, layerwise: bool = False) -> LanguageSetup:
+    """A task at a model's point.
+
+    Args:
+      opened: the model.
+      data: of `task_data` for it.
+      config: the task's.
+      layerwise: a search makes the weights of candidates layer by layer; those of an adapter it makes whole.
+    """
+    task = _task(opened, config.source, data.kind, data.objective, data.train, data.held_out)
     if opened.adapter is None:
         smooth = task.objective.smooth
         searched = models.searchable(task.objective.loss, layerwise=layerwise)._replace(smooth=smooth)
         task = task._replace(objective=searched)
-    return LanguageSetup(opened.model, opened.params, task, batch, tuple(map(held_out, range(num_batches))), opened)
+    held_out = tuple(map(data.held_out, range(data.num_batches)))
+    return LanguageSetup(opened.model, opened.params, task, data.batch, held_out, opened)
 
 
 def begin_token(encode: Encode, begin: str) -> int | None:
@@ -130,6 +156,8 @@ def begin_token(encode: Encode, begin: str) -> int | None:
 
 
 def _encoded(tokenizer: Any, vocab_size: int, text: str) -> list[int]:
+    if text != text.encode(errors="replace").decode():
+        raise InvalidInput("a tokenizer takes whole characters", got=f"`{text}`")
     tokens = tokenizer.encode(text, add_special_tokens=False, verbose=False)  # or it warns of texts beyond a window
     if max(tokens, default=0) >= vocab_size:
         raise InvalidInput(

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from lacuna import keys, models
 from lacuna.checkpoints import Adapter, load_adapter, load_hf, sources
+from lacuna.checkpoints.configs import spec_from_config
+from lacuna.models import LoraSpec
 from lacuna.models.lora import DEFAULT_SITES
 from lacuna.models.model import Model
 from lacuna.types import Params
@@ -67,8 +69,39 @@ class LanguageModel(NamedTuple):
         return models.over_adapter(function, self.model, self.base, self.adapter.spec)
 
 
+class Architecture(NamedTuple):
+    """A model and its adapter by their settings, of which no weight is read.
+
+    Attributes:
+      model: what its config describes.
+      lora: what a new adapter adapts; None without one.
+      adapter: one that was read; None without one.
+    """
+
+    model: Model
+    lora: LoraSpec | None
+    adapter: Adapter | None
+
+
+def architecture(config: ModelConfig) -> Architecture:
+    """What can be known of a point before a long read; all that is wrong with the settings is found here.
+
+    Raises:
+      InvalidInput: what is there is no such model or adapter.
+    """
+    folder = sources.find(config.source, weights=False)
+    model = models.causal_lm(spec_from_config(sources.read_config(folder), ignore=config.ignore))
+    if not config.adapter:
+        return Architecture(model, None, None)
+    if config.adapter == NEW:
+        spec = models.lora_spec(model, rank=config.adapter_rank, sites=config.adapter_sites)
+        return Architecture(model, spec, None)
+    base = None if folder == Path(config.source).expanduser() else config.source
+    return Architecture(model, None, load_adapter(config.adapter, model, base=base, ignore=config.ignore))
+
+
 def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
-    """Read a language model and its adapter.
+    """Read a language model and its adapter, the adapter first: what is wrong with it is told before a long read.
 
     Args:
       config: which.
@@ -77,18 +110,15 @@ def open_model(config: ModelConfig, *, mesh: Any = None) -> LanguageModel:
     Raises:
       InvalidInput: what is there is no such model or adapter.
     """
+    _, lora, adapter = architecture(config)
     folder = sources.find(config.source)
     # What is to be float32 is read as that: no second copy, and files of several dtypes are as good.
     as_read = "float32" if config.dtype == "float32" else None
     model, params = load_hf(folder, dtype=as_read, mesh=mesh, ignore=config.ignore)
     params = models.narrowed(params, config.dtype, stacked=model.stacked)
-    if not config.adapter:
+    if lora is not None:
+        adapter = Adapter(lora, lora.init(keys.stream(0, "adapter")))
+    if adapter is None:
         return LanguageModel(model, params, None, None, folder)
-    if config.adapter == NEW:
-        spec = models.lora_spec(model, rank=config.adapter_rank, sites=config.adapter_sites)
-        factors = spec.init(keys.stream(0, "adapter"))
-        return LanguageModel(model, factors, params, Adapter(spec, factors), folder)
-    base = None if folder == Path(config.source).expanduser() else config.source
-    adapter = load_adapter(config.adapter, model, base=base, ignore=config.ignore)
     factors = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), adapter.params)
     return LanguageModel(model, factors, params, adapter, folder)

@@ -17,6 +17,7 @@ from lacuna import trees
 from lacuna.checkpoints.safetensors_file import MappedFile, write
 from lacuna.errors import InvalidInput
 from lacuna.models import Model
+from lacuna.reports import rundir
 from lacuna.steering.activations import LABEL, LAST_PROMPT, Read, read_stream
 from lacuna.tasks.contrast import Prompts, Spans
 from lacuna.types import Params
@@ -229,15 +230,9 @@ def save_vectors(path: str | Path, vectors: SteeringVectors) -> Path:
     tensors = {name: np.asarray(getattr(vectors, name)) for name in _TENSORS}
     metadata = {_SCHEMA_KEY: SCHEMA, "about": text, "digest": _digest(text, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.unlink(missing_ok=True)
-    try:
-        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        write(partial_file, shapes, lambda name: [tensors[name]], metadata=metadata)
-        partial_file.replace(path)
-    except BaseException:
-        partial_file.unlink(missing_ok=True)
-        raise
+    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    with rundir.whole_file(path) as unfinished:
+        write(unfinished, shapes, lambda name: [tensors[name]], metadata=metadata)
     return path
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.tasks.task import Encode
+from lacuna.tasks.text import as_tokens
 
 RULES = ("total", "mean")
 """By which answers of different lengths are compared."""
@@ -306,7 +307,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Int32[np.ndarray, "B S"]:
     """Rows as one table, with token 0 behind those that are shorter."""
     found = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for to, row in zip(found, rows, strict=True):
-        to[: len(row)] = row
+        to[: len(row)] = as_tokens(row)
     return found
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.tasks.losses import answer_accuracy, answer_cross_entropy
-from lacuna.tasks.task import Apply, Batch, Step, Task
+from lacuna.tasks.task import Apply, Batch, Step, Task, step_index
 from lacuna.types import Key, Objective, Params
 
 Digits = Int[Array, "B n"]
@@ -148,7 +148,7 @@ def digit_batch(
     """
     if split not in SPLITS:
         raise InvalidInput(f"split must be one of {', '.join(SPLITS)}", got=f"`{split}`")
-    return _rows(jax.random.fold_in(_stream(seed, task_name, split), step), task_name, batch_size, length)
+    return _rows(jax.random.fold_in(_stream(seed, task_name, split), step_index(step)), task_name, batch_size, length)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["streams"], meta_fields=["shares", "length"])
@@ -173,7 +173,7 @@ class Mixture:
         parts = [
             _rows(
                 # Indexed, because an array of keys cannot be iterated over while it is traced as a constant.
-                jax.random.fold_in(self.streams[i], step),
+                jax.random.fold_in(self.streams[i], step_index(step)),
                 name,
                 num_rows,
                 self.length,

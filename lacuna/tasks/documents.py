@@ -40,9 +40,8 @@ def read_documents(
       InvalidInput: no such source, split, subset or column; a line that is no JSON object; an entry that is not text;
         a file that is not UTF-8; no text at all.
     """
-    path = Path(source)
-    if path.suffix == ".txt":
-        documents = [_read(path)]
+    if Path(source).suffix == ".txt":
+        documents = [_read(Path(source))]
     else:
         rows = read_rows(source, (column,), split=split, subset=subset)
         documents = [checked_text(column, row.entries[0], row.place) for row in rows]
@@ -143,9 +142,9 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as fault:  # also a number of thousands of digits
-            got = f"line {number}, where there is: {getattr(fault, 'msg', None) or type(fault).__name__}"
+            got = f"line {number}, where there is: {_why(fault)}"
             raise InvalidInput(f"every line of {path} must be a JSON object", got=got) from fault
         if not isinstance(row, dict):
             raise InvalidInput(f"every line of {path} must be a JSON object", got=f"{told(row)} in line {number}")
@@ -156,10 +155,10 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a file that is one JSON list, each with the place where it stands."""
     try:
-        rows = json.loads(_read(path))
+        rows = json.loads(_read(path), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as fault:
         at = f" in line {fault.lineno}" if isinstance(fault, json.JSONDecodeError) else ""
-        got = f"{getattr(fault, 'msg', None) or type(fault).__name__}{at}"
+        got = f"{_why(fault)}{at}"
         raise InvalidInput(f"{path} must be a JSON list of objects", got=got) from fault
     if not isinstance(rows, list):
         raise InvalidInput(f"{path} must be a JSON list of objects", got=told(rows), hint=".jsonl for an object a line")
@@ -167,6 +166,18 @@ def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise InvalidInput(f"{path} must be a JSON list of objects", got=f"{told(row)} as entry {number}")
     return [(f"entry {number} of {path}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _why(fault: Exception) -> str:
+    """What is wrong with a JSON text, without the place."""
+    return getattr(fault, "msg", None) or (str(fault) if isinstance(fault, ValueError) else type(fault).__name__)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # of which JSON would keep the last in silence
+        raise ValueError("a name stands in an object twice")
+    return found
 
 
 def _load(source: str | Path, split: str, subset: str | None) -> Any:
@@ -186,13 +197,15 @@ def _load(source: str | Path, split: str, subset: str | None) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a mark of the byte order is no text
+        return path.expanduser().read_text(encoding="utf-8-sig")  # a mark of the byte order is no text
     except UnicodeDecodeError as fault:
         raise InvalidInput(
             f"{path} must be UTF-8", got=f"{fault.object[fault.start]:#04x} at byte {fault.start}"
         ) from fault
     except OSError as fault:
-        raise InvalidInput(f"{path} must be a file that can be read", got=fault.strerror) from fault
+        raise InvalidInput(f"{path!s:.80} must be a file that can be read", got=fault.strerror) from fault
+    except (ValueError, RuntimeError) as fault:  # a zero byte in its name, or the home of nobody
+        raise InvalidInput(f"{path} must be a file that can be read", got=fault) from fault
 
 
 def _found(where: str, columns: Sequence[str | tuple[str, ...]], there: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 from lacuna import keys
 from lacuna.errors import InvalidInput
 from lacuna.tasks.digits import OPERATIONS, SPLITS, task_token
-from lacuna.tasks.task import Batch, Encode, Step
+from lacuna.tasks.task import Batch, Encode, Step, step_index
 
 NUMERALS = (" 0", " 1", " 2", " 3", " 4", " 5", " 6", " 7", " 8", " 9")
 WORDS = (" zero", " one", " two", " three", " four", " five", " six", " seven", " eight", " nine")
@@ -55,7 +55,7 @@ class MappingStream:
 
     def __call__(self, step: Step) -> Batch:
         """The batch at a step: a pure function of its index, traceable."""
-        first, last = jax.random.split(jax.random.fold_in(self.key, step))
+        first, last = jax.random.split(jax.random.fold_in(self.key, step_index(step)))
         free = jax.random.randint(first, (self.batch_size, self.length - 1), 0, 10)
         total = jnp.where(self.held_out, 0, jax.random.randint(last, (self.batch_size, 1), 1, 10))
         question = jnp.concatenate([free, (total - jnp.sum(free, axis=1, keepdims=True)) % 10], axis=1)

@@ -10,7 +10,7 @@ from jaxtyping import Array, UInt32
 
 from lacuna import keys
 from lacuna.errors import InvalidInput
-from lacuna.tasks.task import Batch, Step
+from lacuna.tasks.task import Batch, Step, step_index
 from lacuna.tasks.text import TokenRows
 from lacuna.types import Key
 
@@ -47,7 +47,7 @@ class RowStream:
         """The batch at a step: a pure function of its index, traceable; its cost does not grow with n."""
         num_rows = self.num_rows
         # step = cycle n + within, so position = (cycle B) n + within B + row: no product reaches 2^32.
-        cycle, within = jnp.divmod(jnp.asarray(step).astype(jnp.uint32), jnp.uint32(num_rows))
+        cycle, within = jnp.divmod(step_index(step), jnp.uint32(num_rows))
         position = within * jnp.uint32(self.batch_size) + jnp.arange(self.batch_size, dtype=jnp.uint32)
         epoch, row = jnp.divmod(position, jnp.uint32(num_rows))
         if self.key is not None:

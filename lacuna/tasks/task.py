@@ -1,10 +1,14 @@
 """What a task is: an objective, a metric, and batches that any step can ask for again."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Array, Bool, Float, Int
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
 
+from lacuna.errors import InvalidInput
 from lacuna.types import Objective, Params
 
 
@@ -20,8 +24,25 @@ class Batch(NamedTuple):
     answer: Bool[Array, "B S"]
 
 
-Step = int | Int[Array, ""]
-"""Index of a batch in its stream."""
+Step = int | Integer[Array, ""]
+"""Index of a batch in its stream, in [0, 2^32)."""
+
+
+def step_index(step: Step) -> UInt32[Array, ""]:
+    """The step as a word of the generator.
+
+    Raises:
+      InvalidInput: it is no integer, or not in [0, 2^32), where it is known.
+    """
+    if not isinstance(step, jax.Array):
+        try:
+            place = operator.index(step)
+        except TypeError as fault:
+            raise InvalidInput("a step must be an integer in [0, 2^32)", got=repr(step)) from fault
+        if not 0 <= place < 2**32:
+            raise InvalidInput("a step must be an integer in [0, 2^32)", got=place)
+        return jnp.uint32(place)
+    return step.astype(jnp.uint32)
 
 
 Encode = Callable[[str], Sequence[int]]

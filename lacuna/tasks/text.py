@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -140,7 +140,7 @@ def pair_rows(pairs: Sequence[tuple[str, str]], encode: Encode, *, length: int, 
     ending = [] if end is None else [end]
     kept, shortest = [], None
     for i, (prompt, answer) in enumerate(pairs):
-        question, reply = _encoded(encode, prompt), _joined([_encoded(encode, answer), _as_tokens(ending)], None)
+        question, reply = _encoded(encode, prompt), _joined([_encoded(encode, answer), as_tokens(ending)], None)
         if not len(question) or not len(reply):
             part = "answer" if len(question) else "prompt"
             raise InvalidInput(f"every pair needs a prompt and an answer with tokens; the {part} of pair {i} has none")
@@ -238,20 +238,28 @@ def _windows(what: str, tokens: _Tokens, length: int, hint: str = "more text, or
 
 
 def _joined(parts: Sequence[_Tokens], end: int | None) -> _Tokens:
-    between = _as_tokens([] if end is None else [end])
+    between = as_tokens([] if end is None else [end])
     joined = [piece for part in parts for piece in (between, part)][1:]
-    return np.concatenate(joined) if joined else _as_tokens([])
+    return np.concatenate(joined) if joined else as_tokens([])
 
 
 def _encoded(encode: Encode, text: str) -> _Tokens:
-    return _as_tokens(encode(text))
+    return as_tokens(encode(text))
 
 
-def _as_tokens(tokens: Sequence[int]) -> _Tokens:
-    array = np.asarray(tokens, np.int32).reshape(-1)
-    if np.any(array < 0):
-        raise InvalidInput("a token must not be negative", got=int(array[array < 0][0]))
-    return array
+def as_tokens(tokens: Sequence[Any]) -> _Tokens:
+    """What an encoder gave, as an array.
+
+    Raises:
+      InvalidInput: something that is no integer in [0, 2^31).
+    """
+    array = np.asarray(tokens).reshape(-1)
+    if array.size and array.dtype.kind not in "iu":  # a fraction would be cut off in silence
+        raise InvalidInput("a token must be an integer", got=f"{array[0]}")
+    wrong = (array < 0) | (array > np.iinfo(np.int32).max)
+    if np.any(wrong):
+        raise InvalidInput("a token must be an integer in [0, 2^31)", got=int(array[wrong][0]))
+    return array.astype(np.int32)
 
 
 def uniform(text: str) -> float:

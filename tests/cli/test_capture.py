@@ -46,7 +46,9 @@ def tuned(source, to, tokenizer, file, *, num_steps, length, batch_size):
     model, params = load_hf(source, dtype="float32")
     config = TaskConfig(str(file), length=length, batch_size=batch_size)
     opened = LanguageModel(model, params, None, None, source)
-    task = language.with_task(opened, language.read(config), config, load_tokenizer(tokenizer)).task
+    task = language.with_task(
+        opened, language.task_data(opened.model, language.read(config), config, load_tokenizer(tokenizer)), config
+    ).task
     path = recover(task.objective.loss, params, task.train, RecoverConfig("sgd", STEP, num_steps=num_steps))
     return export_hf(model, path.end, to, like=source)
 

@@ -163,6 +163,7 @@ def test_noise_that_cannot_be_is_one_sentence_and_writes_nothing(lacuna, tmp_pat
 def test_a_run_of_a_program_of_your_own_is_not_gone_on_with_by_the_command(lacuna, copied, capsys):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({name: v for name, v in config.items() if name != "state"}))
+    (copied / "sha256.json").unlink()
     shutil.rmtree(copied / "figures")
     assert lacuna("sweep", "--resume", str(copied)) == 2
     assert "run_sweep(..., out=, resume=True)" in capsys.readouterr().err

@@ -28,7 +28,8 @@ def content(folder):
 
 def test_a_sweep_leaves_a_whole_run_behind_and_prints_its_table(finished):
     run, printed = finished
-    names = {"config.json", "environment.json", "identity.json", "records.jsonl", "report.md", "result.json"}
+    names = {f"{name}.json" for name in ("config", "environment", "identity", "result", "sha256")}
+    names |= {"records.jsonl", "report.md"}
     assert {p.name for p in run.iterdir()} == names | {"figures", "scores.log", "scores.parquet"}
     table = pq.read_table(run / "scores.parquet")
     assert table.num_rows == 20 * 2 * 2

@@ -142,7 +142,7 @@ def test_an_adapter_that_would_forget_nothing_is_refused():
 
 
 def test_texts_that_are_not_there_are_told_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    from experiments import __main__ as command
+    from experiments import commands as command
 
     monkeypatch.chdir(tmp_path)
     wanted = ["lora-recovery:smoke", "--texts", "novels.txt", "manuals.txt", "--cache", str(tmp_path / "cache")]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import __main__ as command
+from experiments import commands as command
 from experiments import registry, running
 from experiments.recoveries import StartSpec
 from lacuna.errors import InvalidInput, RunMismatch

@@ -76,8 +76,8 @@ def test_a_pair_counts_in_its_answer_and_end_alone(pairs, length, end):
     [
         (lambda: pack(["abc"], encode, length=1), "at least 2 tokens.*got length=1"),
         (lambda: pack([], encode, length=2), "got 0 tokens"),
-        (lambda: pack(["abc"], lambda _: [3, -5], length=2), "must not be negative; got -5"),
-        (lambda: pack(["abc"], encode, length=2, end=-1), "must not be negative; got -1"),
+        (lambda: pack(["abc"], lambda _: [3, -5], length=2), "must be an integer in .0, 2.31.; got -5"),
+        (lambda: pack(["abc"], encode, length=2, end=-1), "must be an integer in .0, 2.31.; got -1"),
         (lambda: pair_rows([("a", "")], encode, length=4), "the answer of pair 0 has none"),
         (lambda: pair_rows([("a", "b"), ("", "b")], encode, length=4), "the prompt of pair 1 has none"),
         (lambda: pair_rows([], encode, length=4), "got no pair"),

@@ -1,0 +1,35 @@
+"""Ctrl-C is heeded from the first moment: nothing that takes time is imported before the handlers stand."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SLOW = {"tyro", "rich", "numpy", "jax", "transformers"}
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("module", ["lacuna.cli", "experiments.__main__"])
+def test_nothing_slow_is_imported_before_a_signal_is_heeded(module):
+    done = python(f"import {module}, sys; print(*sorted({SLOW!r} & sys.modules.keys()))")
+    assert (done.stdout, done.stderr, done.returncode) == ("\n", "", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_is_read_is_one_word(number):
+    done = python(
+        "import os, lacuna.cli\n"
+        f"lacuna.cli.run = lambda arguments: os.kill(os.getpid(), {int(number)})\n"
+        "lacuna.cli.main()"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "Interrupted.\n", 128 + number)
+
+
+def test_a_name_that_no_terminal_shows_is_printed_all_the_same():
+    done = python("import sys, lacuna.cli\nsys.argv = ['lacuna', 'report', '\\udcff']\nlacuna.cli.main()")
+    assert done.returncode == 2
+    assert "\\udcff/records.jsonl must be a file of records" in done.stderr
