@@ -1,8 +1,8 @@
-"""The handbook does what it says: its Python runs, its commands run or are at least understood, its links lead somewhere.
+"""The handbook does what it says: its Python runs, its commands run or are understood, its links lead somewhere.
 
 The Python of a section (`##`) runs from top to bottom in a folder and a namespace of its own. What a reader would bring
 is there, tiny: models of the golden folders, a tokenizer of letters, texts of them, and what the section's commands
-would have left. Every command is parsed by the command line itself; `pytest -m slow` runs them, too, between the Python.
+would have left. Every command is parsed by the command line itself; `pytest -m slow` runs them, too, among the Python.
 `SIZES` and `WORDS` say all that is changed.
 """
 
@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from experiments import __main__ as experiments
-from experiments import running
+from experiments import handbook, running
 from lacuna import captures, checkpoints, cli, geometry, models, search, setups, steering
 from lacuna.cli.options import SweepOptions
 from lacuna.reports import records
@@ -326,3 +326,43 @@ def test_every_link_leads_somewhere(page):
         file, _, anchor = target.partition("#")
         assert ((ROOT / page).parent / file).exists(), target
         assert not anchor or file or anchor in anchors, target
+
+
+def test_the_tables_of_the_readme_say_what_the_gallery_and_the_code_say():
+    assert handbook.with_blocks(README) == README, "python -m experiments handbook"
+
+
+def test_no_row_of_the_gallery_is_left_out():
+    reports = [path.read_text() for path in handbook.GALLERY.glob("*/report.md")]
+    rows = handbook.gallery_rows()
+    assert len(rows) == sum(len(re.findall(r"^\| C\d+ \|", report, re.MULTILINE)) for report in reports) > 50
+    verdicts = {"reproduced", "reproduced but the control fails", "not reproduced", "not run at the paper's scale"}
+    assert {row.verdict for row in rows} <= verdicts
+    assert {row.name for row in rows} == {f"C{i}" for i in range(1, 15)}
+
+
+REPEATED = {
+    "lacuna/hosts.py": 1,
+    "lacuna/search/run_folder.py": 1,
+    "lacuna/theory/maxima.py": 1,
+    "lacuna/cli/__init__.py": 1,
+}
+"""Errors that say another's sentence again, or their caller's."""
+
+
+def test_no_error_of_the_command_line_is_left_out():
+    kinds = handbook.kinds()
+    assert {"InvalidInput", "RunMismatch", "BadCheckpoint", "MissingPeer"} <= kinds
+    (block,) = re.findall(r"<!-- errors: written.*?-->(.*)<!-- errors: end -->", README, re.DOTALL)
+    raised = re.compile(rf"(?<!class )(?<![.\w])({'|'.join(kinds)})\(")
+    files = handbook.reachable()
+    assert ROOT / "lacuna" / "search" / "run.py" in files
+    for file in files:
+        said = list(handbook.said_in(file, kinds))
+        name = str(file.relative_to(ROOT))
+        in_code = re.sub(r'"""(.|\n)*?"""', "", file.read_text())
+        complaints = len(re.findall(r"return complain\(", in_code))
+        assert len(said) == len(raised.findall(in_code)) + complaints, name
+        assert sum(not one.sentence for one in said) == REPEATED.get(name, 0), name
+        for one in said:
+            assert not one.sentence or f"| {handbook._plain(one.sentence)} |" in block, one

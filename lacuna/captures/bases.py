@@ -50,7 +50,7 @@ class BasisSpec:
         if self.kind not in get_args(BasisKind):
             raise InvalidInput(f"a basis must be one of {', '.join(get_args(BasisKind))}", got=f"`{self.kind}`")
         if self.rank < 1:
-            raise InvalidInput("the rank of a basis must be at least 1", got=self.rank)
+            raise InvalidInput("the rank of a basis must be at least 1", got=self.rank, hint="16")
         if self.first_step < 0:
             raise InvalidInput("the first step of a basis must not be negative", got=self.first_step)
         if self.num_batches is not None and self.num_batches < self.rank:

@@ -76,10 +76,18 @@ def displacement(start: Params, end: Params) -> Delta:
     for which, point in (("start", start), ("end", end)):
         for name, count in trees.named_leaves(jax.device_get(_num_nonfinite(point))):
             if count:
-                raise GeometryError(f"the {which} of a displacement must be finite", got=f"{count} not so in `{name}`")
+                raise GeometryError(
+                    f"the {which} of a displacement must be finite",
+                    got=f"{count} not so in `{name}`",
+                    hint="a checkpoint from before it diverged",
+                )
     delta, largest = _difference(start, end)
     if not float(largest):
-        raise InvalidInput("a displacement needs two points", got="two whose weights are all equal")
+        raise InvalidInput(
+            "a displacement needs two points",
+            got="two whose weights are all equal",
+            hint="a model and what was fine-tuned from it",
+        )
     return delta
 
 
@@ -138,7 +146,7 @@ def measure(
       NotFinite, GeometryError: as `task_basis`.
     """
     if num_draws < 1:
-        raise InvalidInput("num_draws must be at least 1", got=num_draws)
+        raise InvalidInput("num_draws must be at least 1", got=num_draws, hint="8")
     if not any(spec.kind == "random" for spec in specs):
         specs = [*specs, BasisSpec("random", rank=max((spec.rank for spec in specs), default=1))]
     found = list(_of_displacement(start, delta, stacked))

@@ -122,7 +122,9 @@ def plan_hf(
       InvalidInput, BadCheckpoint: as from `load_hf`; or a mesh without devices.
     """
     if candidates < 1 or model < 1:
-        raise InvalidInput("a mesh needs at least 1 device on each axis", got=f"{candidates} and {model}")
+        raise InvalidInput(
+            "a mesh needs at least 1 device on each axis", got=f"{candidates} and {model}", hint="--mesh 1 1"
+        )
     folder = sources.find(source, weights=False, revision=revision)
     config = sources.read_config(folder)
     spec = spec_from_config(config, ignore=ignore)

@@ -179,7 +179,11 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
 
     for name, least in (("batch_size", 1), ("length", 2), ("num_draws", 1)):
         if getattr(command, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(command, name))
+            raise InvalidInput(
+                f"{name} must be at least {least}",
+                got=getattr(command, name),
+                hint=f"--{name.replace('_', '-')} {least}",
+            )
     if command.task is None and command.control_task is not None:
         raise InvalidInput("a control task stands beside a task", got="--control-task alone", hint="--task FILE")
     every = ("gradient", "krylov", "prefix", "random")
@@ -252,7 +256,9 @@ def _two_models(first: Path, last: Path, model_in: Callable[[Path], "Model"]) ->
         if here != there:
             told = (f"{'none' if shape is None else shape} in {at}" for shape, at in ((here, first), (there, last)))
             raise TreeMismatch(
-                "a displacement needs two models of one architecture", got=f"`{name}`: {', '.join(told)}"
+                "a displacement needs two models of one architecture",
+                got=f"`{name}`: {', '.join(told)}",
+                hint="a model and what was fine-tuned from it",
             )
     own, other = (asdict(model.spec) for model in models)
     differ = [f"{name} {own[name]} and {other[name]}" for name in own if own[name] != other[name]]
@@ -278,7 +284,9 @@ def _two_adapters(command: CaptureCommand, model_in: Callable[[Path], "Model"]) 
             ", ".join(f"{site.name} of ranks {_few(site.ranks)} and alphas {_few(site.alphas)}" for site in spec.sites)
             for spec in (first, last)
         )
-        raise TreeMismatch("two adapters need the same sites, ranks and strengths", got=told)
+        raise TreeMismatch(
+            "two adapters need the same sites, ranks and strengths", got=told, hint="two adapters of one training"
+        )
     notes = ["The displacement is that of the adapters' factors, not of the weights that they are added to."]
     if not any(bool((leaf != 0).any()) for name, leaf in _named(pair[0].params) if name.endswith("/B")):
         notes.append("B is zero at the start, and so is the gradient of A: bases made there see B alone.")

@@ -61,11 +61,15 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.models import merged
 
     if not 0 < command.max_shard_gb < math.inf:
-        raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb)
+        raise InvalidInput("max_shard_gb must be positive", got=command.max_shard_gb, hint="--max-shard-gb 5")
     check_new(command.to)  # before a long read
     if (Path(command.source) / "identity.json").exists():
         if command.adapter is not None:
-            raise InvalidInput("an adapter is merged into a language model", got=f"{command.source}, a run of a sweep")
+            raise InvalidInput(
+                "an adapter is merged into a language model",
+                got=f"{command.source}, a run of a sweep",
+                hint="no --adapter",
+            )
         export_candidate(
             Path(command.source),
             command.to,

@@ -154,7 +154,11 @@ def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dic
         value = tuple(value) if isinstance(value, list) else value
         if field.default is not None and not isinstance(value, type(field.default)):
             kind = type(field.default).__name__
-            raise InvalidInput(f"config.json of a run must hold a {kind} as its {field.name}", got=repr(value))
+            raise InvalidInput(
+                f"config.json of a run must hold a {kind} as its {field.name}",
+                got=repr(value),
+                hint="its folder as the sweep left it",
+            )
         known[field.name] = value
     return known
 

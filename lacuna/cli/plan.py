@@ -35,7 +35,7 @@ class PlanCommand(SweepOptions):
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
     if command.device_gb is not None and not command.device_gb > 0:
-        raise InvalidInput("device_gb must be positive", got=command.device_gb)
+        raise InvalidInput("device_gb must be positive", got=command.device_gb, hint="--device-gb 80")
     if command.model is None or command.task is not None:
         _plan_sweep(command, console)
     else:

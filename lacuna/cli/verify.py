@@ -43,7 +43,7 @@ def verify_hf(command: VerifyCommand, console: Console) -> bool:
     from lacuna.checkpoints.sources import find, read_config
 
     if command.length < 2:
-        raise InvalidInput("length must be at least 2", got=command.length)
+        raise InvalidInput("length must be at least 2", got=command.length, hint="--length 64")
     folder = find(command.source)
     spec = spec_from_config(read_config(folder), ignore=command.ignore)
     if command.text is None:
@@ -51,7 +51,9 @@ def verify_hf(command: VerifyCommand, console: Console) -> bool:
     else:
         ids = load_tokenizer(command.tokenizer or folder)(command.text).input_ids
         if not ids:
-            raise InvalidInput("text must hold at least one token", got=f"`{command.text}`")
+            raise InvalidInput(
+                "text must hold at least one token", got=f"`{command.text}`", hint="--text with a word in it, or none"
+            )
         tokens = np.asarray([ids], np.int64)
         mask = np.ones_like(tokens)
     found = verify.verify_hf(folder, tokens, mask, ignore=command.ignore)

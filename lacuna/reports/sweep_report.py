@@ -48,7 +48,11 @@ def write_report(run: Path, to: Path | None = None) -> Path:
         )
     absent = [name for name in DOCUMENTED if name not in config | environment]
     if absent:
-        raise InvalidInput(f"the documents of {run} must say what was run", got=f"no `{absent[0]}`")
+        raise InvalidInput(
+            f"the documents of {run} must say what was run",
+            got=f"no `{absent[0]}`",
+            hint="the folder as the run left it, or a new run",
+        )
     to = run if to is None else to
     rundir.check_folder(to)
     figures = sweep_figures(records)

@@ -114,7 +114,9 @@ def pack_splits(
     repeated = _repeated(rows, others)
     if repeated.all():
         raise InvalidInput(
-            "some of the held-out text must be new", got=f"{len(repeated)} rows, all of which occur in the rest"
+            "some of the held-out text must be new",
+            got=f"{len(repeated)} rows, all of which occur in the rest",
+            hint="more text, or another held_out_share",
         )
     tokens, answer = others.tokens[~repeated], others.answer[~repeated]
     return Splits(rows, TokenRows(tokens, answer, not repeated.any(), num_left_out=int(repeated.sum())))
