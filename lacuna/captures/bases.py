@@ -1,4 +1,7 @@
-"""Bases of a task at a point: what can be known of a fine-tuning before it is done."""
+"""Bases of a task at a point: what can be known of a fine-tuning before it is done.
+
+Source: arXiv 2606.10929.
+"""
 
 from dataclasses import dataclass
 from functools import partial

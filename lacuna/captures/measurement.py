@@ -3,6 +3,8 @@
 A capture says nothing by itself: a random subspace of rank k holds k / P of any vector, with a known law; a basis that
 favours some layers holds more of whatever lies there, which displacements of the same size in every place show; and a
 basis of text in general is told from one of the task by another task's.
+
+Source: arXiv 2606.10929; the controls are ours.
 """
 
 import time
@@ -205,6 +207,8 @@ def measure_basis(
       delta: the displacement.
       where: goes into all records.
       stacked: as for `measure`, like the rest.
+      seed: of the random displacements.
+      num_draws: of each law.
     """
     rank, size = int(basis.rank), trees.size(delta)
     captured = geometry.capture(basis, delta)

@@ -55,7 +55,12 @@ class TokenRows:
 
 
 class Splits(NamedTuple):
-    """Rows to train on, and rows that training does not see."""
+    """Rows to train on, and rows that training does not see.
+
+    Attributes:
+      train: those to train on.
+      held_out: the others, none of which occurs in the rows to train on.
+    """
 
     train: TokenRows
     held_out: TokenRows
