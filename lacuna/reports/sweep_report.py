@@ -78,7 +78,7 @@ CAPTIONS = {
     "horizontal line. The dots are measured; the theory knows only the "
     "gradient and the curvature at the base point.",
     "best_of_n": "Best of N at each sigma: the mean over all subsets of N draws beside the prediction. A panel "
-    "titled in red lies beyond the linear regime.",
+    "that is called not linear lies beyond the regime that the theory is judged in.",
     "linear_regime": "Odd part F1 and even part F2 of the loss along the noise (left), and the share of the odd "
     "part (right).",
 }
