@@ -1,4 +1,4 @@
-"""`python -m experiments EXPERIMENT:PRESET ...`, `all:PRESET`, or `report RUN`: measure claims, draw their reports."""
+"""`python -m experiments EXPERIMENT:PRESET ...`, `all:PRESET`, `report RUN`, `handbook`: claims measured and told."""
 
 import difflib
 import itertools
@@ -20,6 +20,7 @@ python -m experiments EXPERIMENT:PRESET [--out RUN] [--cache FOLDER] [options of
 python -m experiments EXPERIMENT:PRESET EXPERIMENT:PRESET ... [--cache FOLDER]
 python -m experiments all:PRESET [--cache FOLDER]    every one; each has a folder of its own and goes on by itself
 python -m experiments report RUN [--to FOLDER]
+python -m experiments handbook                       the README's tables of claims and of errors, made anew
 
 Experiments: {experiments}.
 Presets: smoke (seconds), small (minutes, offline; the gallery), paper.
@@ -84,6 +85,11 @@ def _run(arguments: list[str], told: Any) -> None:
     if arguments[0] == "report":
         asked = tyro.cli(Report, args=arguments[1:], prog="python -m experiments report")
         _report(asked.run, asked.to, told)
+        return
+    if arguments == ["handbook"]:
+        from experiments import handbook
+
+        told(f"Written: {handbook.write()}")
         return
     named = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     rest = arguments[len(named) :]

@@ -6,6 +6,8 @@ the dtype of each leaf, so the arithmetic is the model's own; sums over microbat
 
 A loss that is a pytree, such as `jax.tree_util.Partial(loss_of_adapter, frozen_weights)`, is passed in as data:
 what it holds is no constant of the compiled program.
+
+Source: Pearlmutter (1994) for products with the Hessian.
 """
 
 from collections.abc import Callable

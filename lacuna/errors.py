@@ -11,6 +11,9 @@ class LacunaError(Exception):
       asked: what was asked, with the name of the argument or the flag.
       got: what came instead; empty where `asked` says it all.
       hint: what to do about it.
+
+    >>> print(InvalidInput("sigmas must be positive", got=-1.0, hint="1e-3"))
+    sigmas must be positive; got -1.0. Try: 1e-3.
     """
 
     def __init__(self, asked: str, *, got: object = "", hint: str = ""):

@@ -44,7 +44,9 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     if coordinator is not None and not (coordinator.rpartition(":")[0] and coordinator.rpartition(":")[2].isdigit()):
         raise InvalidInput("coordinator must be host:port", got=f"`{coordinator}`", hint="127.0.0.1:1234")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
-        raise InvalidInput("process_id must be in [0, num_processes)", got=f"{process_id} of {num_processes}")
+        raise InvalidInput(
+            "process_id must be in [0, num_processes)", got=f"{process_id} of {num_processes}", hint="--process-id 0"
+        )
     # What CPUs need to talk to each other; other platforms pass over it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from everybody else

@@ -245,6 +245,17 @@ def trajectory(
     The recorded update is the difference of the two points and not what the optimiser asked for: the point
     rounds each step it takes, and the requested steps would drift from the displacement by one such rounding a
     step (in bfloat16 by far more than that: most small steps are not taken at all).
+
+    Args:
+      loss: as for `recover`, like the rest.
+      params: the start.
+      batch_at: `batch_at(step) -> batch`.
+      config: optimiser, step and number of updates.
+      recorded: how many updates are kept, from the first on; None keeps all.
+      record: what is kept of an update.
+
+    Raises:
+      InvalidInput: a number of recorded updates out of range, or a leaf that is not floating.
     """
     recorded = config.num_steps if recorded is None else recorded
     if not 1 <= recorded <= config.num_steps:

@@ -28,7 +28,11 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """Names of all leaves, in the tree's own order. A tree that is a single leaf has the name `""`."""
+    """Names of all leaves, in the tree's own order. A tree that is a single leaf has the name `""`.
+
+    >>> leaf_names({"layers": {"mlp": 0.0, "norm": 0.0}, "head": 0.0})
+    ['head', 'layers/mlp', 'layers/norm']
+    """
     return [name for name, _ in named_leaves(tree)]
 
 
@@ -165,7 +169,7 @@ def axpy(scale: Float[Array, ""] | float, delta: Delta, params: Params) -> Param
 
 
 def stored(x: Array, dtype: Any) -> Array:
-    """`x`, float32 or wider, rounded to a dtype, as a rounding that the compiler may not drop.
+    """`x`, float32 or wider and of any shape, rounded to a dtype, as a rounding that the compiler may not drop.
 
     XLA on a GPU drops a rounding to 16 bits that is widened again at once (openxla/xla issue 41605), and the value
     would be one that nobody can keep. It is not allowed to drop `reduce_precision`, which leaves nothing for the cast
@@ -178,7 +182,7 @@ def stored(x: Array, dtype: Any) -> Array:
 
 
 def rounded(x: Array) -> Array:
-    """`x` itself, as a value that the compiler must have rounded at this point.
+    """`x` itself, of any shape, as a value that the compiler must have rounded at this point.
 
     Otherwise XLA multiplies the scale into whatever made the delta, or contracts product and sum into a
     fused multiply-add, in one program and not in the next, and the last bit differs. An optimisation

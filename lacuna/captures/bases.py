@@ -1,4 +1,7 @@
-"""Bases of a task at a point: what can be known of a fine-tuning before it is done."""
+"""Bases of a task at a point: what can be known of a fine-tuning before it is done.
+
+Source: arXiv 2606.10929.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +53,7 @@ class BasisSpec:
         if self.kind not in get_args(BasisKind):
             raise InvalidInput(f"a basis must be one of {', '.join(get_args(BasisKind))}", got=f"`{self.kind}`")
         if self.rank < 1:
-            raise InvalidInput("the rank of a basis must be at least 1", got=self.rank)
+            raise InvalidInput("the rank of a basis must be at least 1", got=self.rank, hint="16")
         if self.first_step < 0:
             raise InvalidInput("the first step of a basis must not be negative", got=self.first_step)
         if self.num_batches is not None and self.num_batches < self.rank:

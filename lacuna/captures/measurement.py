@@ -3,6 +3,8 @@
 A capture says nothing by itself: a random subspace of rank k holds k / P of any vector, with a known law; a basis that
 favours some layers holds more of whatever lies there, which displacements of the same size in every place show; and a
 basis of text in general is told from one of the task by another task's.
+
+Source: arXiv 2606.10929; the controls are ours.
 """
 
 import time
@@ -76,10 +78,18 @@ def displacement(start: Params, end: Params) -> Delta:
     for which, point in (("start", start), ("end", end)):
         for name, count in trees.named_leaves(jax.device_get(_num_nonfinite(point))):
             if count:
-                raise GeometryError(f"the {which} of a displacement must be finite", got=f"{count} not so in `{name}`")
+                raise GeometryError(
+                    f"the {which} of a displacement must be finite",
+                    got=f"{count} not so in `{name}`",
+                    hint="a checkpoint from before it diverged",
+                )
     delta, largest = _difference(start, end)
     if not float(largest):
-        raise InvalidInput("a displacement needs two points", got="two whose weights are all equal")
+        raise InvalidInput(
+            "a displacement needs two points",
+            got="two whose weights are all equal",
+            hint="a model and what was fine-tuned from it",
+        )
     return delta
 
 
@@ -138,7 +148,7 @@ def measure(
       NotFinite, GeometryError: as `task_basis`.
     """
     if num_draws < 1:
-        raise InvalidInput("num_draws must be at least 1", got=num_draws)
+        raise InvalidInput("num_draws must be at least 1", got=num_draws, hint="8")
     if not any(spec.kind == "random" for spec in specs):
         specs = [*specs, BasisSpec("random", rank=max((spec.rank for spec in specs), default=1))]
     found = list(_of_displacement(start, delta, stacked))
@@ -197,6 +207,8 @@ def measure_basis(
       delta: the displacement.
       where: goes into all records.
       stacked: as for `measure`, like the rest.
+      seed: of the random displacements.
+      num_draws: of each law.
     """
     rank, size = int(basis.rank), trees.size(delta)
     captured = geometry.capture(basis, delta)

@@ -134,7 +134,11 @@ def load_adapter(
     factors, wrong = _matched(tensors, paths, config, model)
     if wrong:
         of = f" (it names `{config.base}` as its base)" if config.base else ""
-        raise BadCheckpoint(f"{folder} must hold an adapter of this model{of}", got="; ".join(wrong))
+        raise BadCheckpoint(
+            f"{folder} must hold an adapter of this model{of}",
+            got="; ".join(wrong),
+            hint="the model that it was trained on",
+        )
     return Adapter(*_stacked(factors, paths, config, model), config.base)
 
 
@@ -154,7 +158,11 @@ def _opened(folder: Path) -> MappedFile:
             hint="python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', "
             "weights_only=True), 'adapter_model.safetensors')\" there",
         )
-    raise InvalidInput(f"an adapter needs {file.name}, and {folder} has none", got=sources.listing(folder))
+    raise InvalidInput(
+        f"an adapter needs {file.name}, and {folder} has none",
+        got=sources.listing(folder),
+        hint="the folder that PEFT's save_pretrained wrote",
+    )
 
 
 def _check_vocabulary(
@@ -284,7 +292,9 @@ def save_adapter(folder: str | Path, model: Model, adapter: Adapter, *, base: st
     ranks = {path: by_name[site].ranks[layer] for path, (site, layer) in adapted.items() if by_name[site].ranks[layer]}
     alphas = {path: by_name[site].alphas[layer] for path, (site, layer) in adapted.items() if path in ranks}
     if not ranks:
-        raise InvalidInput("an adapter must adapt a layer at least", got="ranks of 0 throughout")
+        raise InvalidInput(
+            "an adapter must adapt a layer at least", got="ranks of 0 throughout", hint="a rank of 1 or more"
+        )
     tensors: dict[str, np.ndarray] = {}
     for path, rank in ranks.items():
         site, layer = adapted[path]

@@ -68,7 +68,11 @@ class _Reader:
         """A number of things; refused where it is absent and has no default."""
         value = self.get(name, default)
         if value is None:
-            raise InvalidInput(f"config.json of a {self.family} model needs `{name}`", got="none")
+            raise InvalidInput(
+                f"config.json of a {self.family} model needs `{name}`",
+                got="none",
+                hint="the config.json that came with the weights",
+            )
         if type(value) is not int or not 1 <= value <= most:
             raise InvalidInput(f"config.json must give `{name}` as an integer from 1 to {most}", got=_short(value))
         return value
@@ -286,7 +290,11 @@ def spec_from_config(config: Config, *, ignore: tuple[str, ...] = ()) -> CausalL
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise InvalidInput(f"config.json must be of a model_type among {known}", got=f"`{family!s:.60}`")
+        raise InvalidInput(
+            f"config.json must be of a model_type among {known}",
+            got=f"`{family!s:.60}`",
+            hint="a model of one of these families",
+        )
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised

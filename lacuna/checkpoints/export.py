@@ -133,7 +133,7 @@ def check_new(folder: str | Path) -> Path:
     is_here = folder.is_dir() and folder.samefile(Path.cwd())  # it would be taken away from under the shell
     occupied = any(folder.iterdir()) or is_here if folder.is_dir() else folder.exists()
     if occupied or folder.is_symlink():
-        raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there")
+        raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there", hint="another folder")
     return folder
 
 

@@ -95,7 +95,11 @@ def open_hf(source: str | Path, *, ignore: tuple[str, ...] = (), revision: str |
     if left:
         wrong.append(f"{told(left)}: of no parameter")
     if wrong:
-        raise BadCheckpoint(f"{folder} must hold the model of its config.json", got="; ".join(wrong))
+        raise BadCheckpoint(
+            f"{folder} must hold the model of its config.json",
+            got="; ".join(wrong),
+            hint="the config.json that came with these weights",
+        )
     matched = {
         name: Leaf(rule, like[name].shape, tuple(stored.arrays[tensor] for tensor in names))
         for name, (names, rule) in leaves.items()

@@ -69,8 +69,10 @@ def load(folder: Path, like: PyTree[jax.Array | jax.ShapeDtypeStruct]) -> Any:
         what = f"{type(fault).__name__} {fault}".splitlines()[0]
         raise DamagedCheckpoint(f"the checkpoint {folder} cannot be read", got=what) from fault
     if trees.content_digest(tree) != written:
-        what = f"the bits of the checkpoint {folder} are not the ones that were written"
-        raise DamagedCheckpoint(what, hint="a `like` of the dtypes that were written, if it is not damaged")
+        raise DamagedCheckpoint(
+            f"the bits of the checkpoint {folder} are not the ones that were written",
+            hint="a `like` of the dtypes that were written, if it is not damaged",
+        )
     return tree
 
 

@@ -95,7 +95,11 @@ def read_peft_config(folder: Path, *, ignore: tuple[str, ...] = ()) -> PeftConfi
     """
     file = folder / sources.ADAPTER_CONFIG
     if not file.is_file():
-        raise InvalidInput(f"an adapter needs {file.name}, and {folder} has none", got=sources.listing(folder))
+        raise InvalidInput(
+            f"an adapter needs {file.name}, and {folder} has none",
+            got=sources.listing(folder),
+            hint="the folder that PEFT's save_pretrained wrote",
+        )
     said = sources.read_object(file)
     _check_plain(file, said, ignore)
     layers = _checked(file, said, "layers_to_transform", None, _are_layers, "null, an integer or a list of them")
@@ -145,7 +149,11 @@ def _check_plain(file: Path, said: dict[str, Any], ignore: tuple[str, ...]) -> N
 def _checked(file: Path, said: dict[str, Any], name: str, default: Any, test: Any, wanted: str) -> Any:
     value = said.get(name, default)
     if not test(value):
-        raise InvalidInput(f"{file} needs `{name}` as {wanted}", got=f"{json.dumps(value):.80}")
+        raise InvalidInput(
+            f"{file} needs `{name}` as {wanted}",
+            got=f"{json.dumps(value):.80}",
+            hint="the adapter_config.json that PEFT wrote",
+        )
     return value
 
 

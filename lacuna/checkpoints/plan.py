@@ -123,7 +123,7 @@ def plan_hf(
     """
     if not (1 <= candidates < 2**31 and 1 <= model < 2**31):
         asked = "a mesh needs at least 1 device on each axis, and fewer than 2^31"
-        raise InvalidInput(asked, got=f"{candidates} and {model}")
+        raise InvalidInput(asked, got=f"{candidates} and {model}", hint="--mesh 1 1")
     folder = sources.find(source, weights=False, revision=revision)
     config = sources.read_config(folder)
     spec = spec_from_config(config, ignore=ignore)

@@ -88,12 +88,20 @@ def _found(source: str | Path, what: str, fetch: Callable[[str], Path]) -> Path:
         pass
     name = str(source)
     if isinstance(source, Path) or len(name) > 96 or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise InvalidInput(f"{what} is read from a folder or by its id on the hub", got=f"{name}, which is neither")
+        raise InvalidInput(
+            f"{what} is read from a folder or by its id on the hub",
+            got=f"{name}, which is neither",
+            hint="the path of a folder, or an id such as owner/name",
+        )
     here = "a folder of that name" if "/" not in name else "the path of a folder"
     try:
         return fetch(name)
     except Exception as fault:  # of the hub, of HTTP, of whoever answers in its place
-        raise InvalidInput(f"`{name}` must be {here} or {what} that the hub gives", got=_reason(fault)) from fault
+        raise InvalidInput(
+            f"`{name}` must be {here} or {what} that the hub gives",
+            got=_reason(fault),
+            hint="the path of a folder, or an id that the hub has, with a network or from its cache",
+        ) from fault
 
 
 def has_weights(folder: Path) -> bool:
@@ -132,7 +140,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise InvalidInput(f"a model folder needs config.json, and {folder} has none", got=listing(folder))
+        raise InvalidInput(
+            f"a model folder needs config.json, and {folder} has none",
+            got=listing(folder),
+            hint="the folder that save_pretrained wrote",
+        )
     return read_object(file)
 
 
@@ -145,9 +157,9 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as fault:
-        raise InvalidInput(f"{file} is no JSON", got=str(fault)) from fault
+        raise InvalidInput(f"{file} is no JSON", got=str(fault), hint="a fresh copy of it") from fault
     if not isinstance(document, dict):
-        raise InvalidInput(f"{file} must hold an object", got=type(document).__name__)
+        raise InvalidInput(f"{file} must hold an object", got=type(document).__name__, hint="a fresh copy of it")
     return document
 
 
@@ -176,17 +188,25 @@ def open_tensors(folder: Path) -> Tensors:
             hint=f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
             f".save_pretrained('{folder.name}-safetensors')\", with torch, if you trust the file",
         )
-    raise InvalidInput(f"a model folder needs {WHOLE}, and {folder} has none", got=listing(folder))
+    raise InvalidInput(
+        f"a model folder needs {WHOLE}, and {folder} has none",
+        got=listing(folder),
+        hint="the folder that save_pretrained wrote, its weights beside config.json",
+    )
 
 
 def _indexed(folder: Path) -> Tensors:
     """Shards by their index; every tensor must be where the index says, and nowhere else."""
     where = read_object(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
-        raise BadCheckpoint(f"{folder / INDEX} needs a `weight_map` of texts", got=f"{type(where).__name__}")
+        raise BadCheckpoint(
+            f"{folder / INDEX} needs a `weight_map` of texts", got=f"{type(where).__name__}", hint="a fresh copy of it"
+        )
     outside = sorted({shard for shard in where.values() if Path(shard).name != shard or shard in ("", ".", "..")})
     if outside:
-        raise BadCheckpoint(f"{folder / INDEX} must name files beside it", got=f"`{outside[0]}`")
+        raise BadCheckpoint(
+            f"{folder / INDEX} must name files beside it", got=f"`{outside[0]}`", hint="a fresh copy of it"
+        )
     arrays, mapped, faults, lost = {}, [], [], set()
     for shard in sorted(set(where.values())):
         listed = {name for name, file in where.items() if file == shard}
@@ -222,7 +242,11 @@ def _numbered(folder: Path, shards: list[Path]) -> Tensors:
     numbers = [(int(i), int(of)) for path in shards for i, of in _SHARD.findall(path.name)]
     total = max(of for _, of in numbers)
     if total > 100_000 or {of for _, of in numbers} != {total}:
-        raise BadCheckpoint(f"{folder} holds shards of several models", got=", ".join(path.name for path in shards[:4]))
+        raise BadCheckpoint(
+            f"{folder} holds shards of several models",
+            got=", ".join(path.name for path in shards[:4]),
+            hint="the shards of one model",
+        )
     absent = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1) if (i, total) not in numbers]
     more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
     faults = [f"{', '.join(absent[:4])}{more}: missing"] if absent else []
@@ -253,18 +277,32 @@ def _from_msgpack(file: Path) -> dict[str, np.ndarray]:
         flat = traverse_util.flatten_dict(tree)
     except Exception as fault:  # msgpack, flax and numpy raise many kinds: to a user they all mean the same
         what = f"{type(fault).__name__} {fault}".splitlines()[0][:200]
-        raise BadCheckpoint(f"{file} must be a msgpack of arrays as Flax saves it", got=what) from fault
+        raise BadCheckpoint(
+            f"{file} must be a msgpack of arrays as Flax saves it", got=what, hint="fetch it again"
+        ) from fault
     arrays: dict[str, np.ndarray] = {}
     for path, leaf in flat.items():
         name = ".".join(map(str, path))
         if not isinstance(leaf, np.ndarray):
-            raise BadCheckpoint(f"{file} must be a msgpack of arrays", got=f"a {type(leaf).__name__} at `{name}`")
+            raise BadCheckpoint(
+                f"{file} must be a msgpack of arrays",
+                got=f"a {type(leaf).__name__} at `{name}`",
+                hint="the safetensors of that model",
+            )
         head, _, last = name.rpartition(".")
         if last == "kernel" and leaf.ndim != 2:
-            raise BadCheckpoint(f"{file} must hold kernels of two axes", got=f"`{name}` of shape {list(leaf.shape)}")
+            raise BadCheckpoint(
+                f"{file} must hold kernels of two axes",
+                got=f"`{name}` of shape {list(leaf.shape)}",
+                hint="the safetensors of that model",
+            )
         renamed = f"{head}.weight" if last in ("kernel", "scale", "embedding") else name
         if renamed in arrays:
-            raise BadCheckpoint(f"{file} must hold every tensor once", got=f"`{renamed}` under two names")
+            raise BadCheckpoint(
+                f"{file} must hold every tensor once",
+                got=f"`{renamed}` under two names",
+                hint="the safetensors of that model",
+            )
         arrays[renamed] = leaf.T if last == "kernel" else leaf
     return arrays
 

@@ -102,7 +102,9 @@ def verify_hf(
     folder = find(source)
     model, params = load_hf(folder, dtype=jnp.float32, ignore=ignore)
     if tokens.size and (tokens.min() < 0 or tokens.max() >= model.spec.vocab_size):
-        raise InvalidInput(f"tokens must be below {model.spec.vocab_size}", got=int(tokens.max()))
+        raise InvalidInput(
+            f"tokens must be below {model.spec.vocab_size}", got=int(tokens.max()), hint="the tokenizer of the model"
+        )
 
     @jax.jit
     def ours(params: Any) -> tuple[Any, Any, Any]:

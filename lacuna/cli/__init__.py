@@ -2,7 +2,8 @@
 
 A thin skin: options in, one library call, a table out. Heavy imports happen inside the commands, so that
 `lacuna --help` answers at once, and all others inside `run`, so that Ctrl-C is heeded from the first moment. Bad input
-is one sentence on standard error and exit status 2.
+is one sentence on standard error and exit status 2; status 1 says that a comparison failed or that another process of
+the run died, 130 and 143 that a signal ended it. The README lists every sentence with its cure.
 """
 
 import io

@@ -182,7 +182,9 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     for name, least in (("rank", 1), ("batch_size", 1), ("length", 2), ("num_draws", 1), ("num_batches", 1)):
         value = getattr(command, name)
         if value is not None and not least <= value < 2**31:
-            raise InvalidInput(f"{name} must be at least {least} and below 2^31", got=value)
+            raise InvalidInput(
+                f"{name} must be at least {least} and below 2^31", got=value, hint=f"--{_flag(name)} {least}"
+            )
     keys.root(command.seed)  # raises for one out of range
     for name in ("task", "control_task", "tokenizer", "base"):
         if getattr(command, name) == "":
@@ -280,7 +282,9 @@ def _two_models(first: Path, last: Path, model_in: Callable[[Path], "Model"]) ->
         if here != there:
             told = (f"{'none' if shape is None else shape} in {at}" for shape, at in ((here, first), (there, last)))
             raise TreeMismatch(
-                "a displacement needs two models of one architecture", got=f"`{name}`: {', '.join(told)}"
+                "a displacement needs two models of one architecture",
+                got=f"`{name}`: {', '.join(told)}",
+                hint="a model and what was fine-tuned from it",
             )
     own, other = (asdict(model.spec) for model in models)
     differ = [f"{name} {own[name]} and {other[name]}" for name in own if own[name] != other[name]]
@@ -306,7 +310,9 @@ def _two_adapters(command: CaptureCommand, model_in: Callable[[Path], "Model"]) 
             ", ".join(f"{site.name} of ranks {_few(site.ranks)} and alphas {_few(site.alphas)}" for site in spec.sites)
             for spec in (first, last)
         )
-        raise TreeMismatch("two adapters need the same sites, ranks and strengths", got=told)
+        raise TreeMismatch(
+            "two adapters need the same sites, ranks and strengths", got=told, hint="two adapters of one training"
+        )
     notes = ["The displacement is that of the adapters' factors, not of the weights that they are added to."]
     if not any(bool((leaf != 0).any()) for name, leaf in _named(pair[0].params) if name.endswith("/B")):
         notes.append("B is zero at the start, and so is the gradient of A: bases made there see B alone.")

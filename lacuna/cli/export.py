@@ -61,7 +61,9 @@ def export(command: ExportCommand, console: Console) -> None:
     from lacuna.models import merged
 
     if not 1e-9 <= command.max_shard_gb < math.inf:
-        raise InvalidInput("max_shard_gb must be positive, 1e-9 (a byte) or more", got=command.max_shard_gb)
+        raise InvalidInput(
+            "max_shard_gb must be positive, 1e-9 (a byte) or more", got=command.max_shard_gb, hint="--max-shard-gb 5"
+        )
     check_new(command.to)  # before a long read
     for name in ("source", "adapter"):
         if getattr(command, name) == "":
@@ -69,9 +71,15 @@ def export(command: ExportCommand, console: Console) -> None:
     run = _run_of(command.source)
     if run is not None:
         if command.adapter is not None:
-            raise InvalidInput("an adapter is merged into a language model", got=f"{command.source}, a run of a sweep")
+            raise InvalidInput(
+                "an adapter is merged into a language model",
+                got=f"{command.source}, a run of a sweep",
+                hint="no --adapter",
+            )
         if command.ignore:
-            raise InvalidInput("ignore is an option of a language model", got=f"{command.source}, a run of a sweep")
+            raise InvalidInput(
+                "ignore is an option of a language model", got=f"{command.source}, a run of a sweep", hint="no --ignore"
+            )
         export_candidate(
             run,
             command.to,

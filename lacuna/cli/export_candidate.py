@@ -53,7 +53,9 @@ def export_candidate(
         )
     options = SweepOptions(**known_options(config), cache=cache)
     if dtype is not None and (options.model is None or options.adapter is not None):
-        raise InvalidInput("dtype is of a language model's weights", got=f"a run around {points.title(options)}")
+        raise InvalidInput(
+            "dtype is of a language model's weights", got=f"a run around {points.title(options)}", hint="no --dtype"
+        )
     start(options)  # before anything touches a device
 
     from lacuna import search, trees
@@ -69,14 +71,20 @@ def export_candidate(
     scored_on = with_data(setup.task.objective, setup.batch)[1]  # of an adapter the weights below it, too
     if trees.content_digest(scored_on) != identity["batch_sha256"]:
         below = " with the weights below its adapter" * bool(options.adapter)
-        raise InvalidInput(f"the rows that {run} was scored on must be there{below}", got=f"others in {options.task}")
+        raise InvalidInput(
+            f"the rows that {run} was scored on must be there{below}",
+            got=f"others in {options.task}",
+            hint="the files and data sets of that run",
+        )
     sweep = points.with_family(settings, options, setup)
     index, sigma, sign = (record.where[name] for name in ("index", "sigma", "sign"))
     chosen = search.Candidate(int(index), float(sigma), int(sign), record.value)
     scored = float(search.rescore(setup.task.objective, setup.params, setup.batch, sweep, (chosen,))[0])
     if not _close(scored, record.value):
         raise InvalidInput(
-            f"candidate {index} of {run} must have its recorded loss {record.value:.9g}", got=f"{scored:.9g}"
+            f"candidate {index} of {run} must have its recorded loss {record.value:.9g}",
+            got=f"{scored:.9g}",
+            hint="the machine and the versions of that run",
         )
     same = "bit for bit" if scored == record.value else "to rounding"
     console.print(f"Draw {index} at σ = {sigma:g}, sign {sign:+d}: {record.value:.6g}, as recorded {same}.")
@@ -91,7 +99,9 @@ def export_candidate(
     if not _close(again, record.value) and dtype is None and not rounded:
         _remove(to)
         raise InvalidInput(
-            f"what was written must score as the sweep recorded, {record.value:.9g}", got=f"{again:.9g}; it was removed"
+            f"what was written must score as the sweep recorded, {record.value:.9g}",
+            got=f"{again:.9g}; it was removed",
+            hint="the machine and the versions of that run",
         )
     apart = "bit for bit the same" if again == record.value else f"{again - record.value:+.2g} beside the recorded one"
     console.print(f"Wrote it to {to}; read from there its loss is {again:.6g}, {apart}.", soft_wrap=True)
@@ -110,7 +120,7 @@ def _recorded(run: Path, place: int) -> "Record":
         raise InvalidInput(f"{run} must be a finished sweep", got="one that was interrupted", hint=onwards)
     found = records.select(records.read(run / "records.jsonl"), "top_score")
     if not 1 <= place <= len(found):
-        raise InvalidInput(f"place must be one of the {len(found)} in the report of {run}", got=place)
+        raise InvalidInput(f"place must be one of the {len(found)} in the report of {run}", got=place, hint="--place 1")
     return found[place - 1]
 
 

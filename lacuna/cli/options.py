@@ -152,7 +152,11 @@ def known_options(config: dict[str, Any], *, but: frozenset[str] = WHERE) -> dic
         value = tuple(value) if isinstance(value, list) else value
         if not _is_of(value, types[field.name]):
             kind = str(types[field.name]).replace("typing.", "").replace("<class ", "").replace(">", "")
-            raise InvalidInput(f"config.json of a run must hold {kind} as its {field.name}", got=repr(value)[:80])
+            raise InvalidInput(
+                f"config.json of a run must hold {kind} as its {field.name}",
+                got=repr(value)[:80],
+                hint="its folder as the sweep left it",
+            )
         known[field.name] = value
     return known
 

@@ -39,14 +39,15 @@ class PlanCommand(SweepOptions):
 def plan(command: PlanCommand, console: Console) -> None:
     """Run `lacuna plan`."""
     if command.device_gb is not None and not 0 < command.device_gb < math.inf:
-        raise InvalidInput("device_gb must be positive and finite", got=command.device_gb)
+        raise InvalidInput("device_gb must be positive and finite", got=command.device_gb, hint="--device-gb 80")
     of_sweep = command.model is None or command.task is not None
     default = PlanCommand()
     given = [one.name for one in fields(PlanCommand) if getattr(command, one.name) != getattr(default, one.name)]
     unheeded = [name for name in given if (name == "leaves" if of_sweep else name not in OF_A_MODEL)]
     if unheeded:
         got = "a plan of a sweep" if of_sweep else "no --task, and so a plan of the model alone"
-        raise InvalidInput(f"{unheeded[0]} is an option of a {'model' if of_sweep else 'sweep'}", got=got)
+        hint = f"no --{unheeded[0].replace('_', '-')}"
+        raise InvalidInput(f"{unheeded[0]} is an option of a {'model' if of_sweep else 'sweep'}", got=got, hint=hint)
     if command.model is None or of_sweep:
         _plan_sweep(command, console)
     else:

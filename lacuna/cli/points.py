@@ -39,7 +39,7 @@ def check(options: SweepOptions, mesh: "Mesh") -> "Sweep":
 
     _check_numbers(options)
     if options.probes < 2 and options.probes != 0:
-        raise InvalidInput("probes must be at least 2, or 0 for no prediction", got=options.probes)
+        raise InvalidInput("probes must be at least 2, or 0 for no prediction", got=options.probes, hint="--probes 64")
     if options.relative and options.scales:
         raise InvalidInput("relative scales every leaf by its size", got="scales, too", hint="one of the two")
     if options.basis is not None:
@@ -115,11 +115,15 @@ def _check_heeded(options: SweepOptions) -> None:
     ):
         unheeded = [name for name in names if name in given and got]
         if unheeded:
-            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got)
+            raise InvalidInput(
+                f"{unheeded[0]} is an option of {of}", got=got, hint=f"no --{unheeded[0].replace('_', '-')}"
+            )
     whole = {"basis": options.basis, "adapter": options.adapter, "noise": options.noise == "low_rank" and "low_rank"}
     made_otherwise = [f"--{name} {value}" for name, value in whole.items() if value]
     if options.layerwise and made_otherwise:
-        raise InvalidInput("layerwise is for noise in full on all weights", got=made_otherwise[0])
+        raise InvalidInput(
+            "layerwise is for noise in full on all weights", got=made_otherwise[0], hint="no --layerwise"
+        )
     if options.relative and options.adapter == "new":
         raise InvalidInput("relative would not move a new adapter", got="factors that are zero", hint="no --relative")
     if options.basis not in (None, "random") and options.objective not in language_tasks.SMOOTH:

@@ -43,11 +43,11 @@ def verify_hf(command: VerifyCommand, console: Console) -> bool:
     from lacuna.checkpoints.sources import find, read_config
 
     if command.length < 2:
-        raise InvalidInput("length must be at least 2", got=command.length)
+        raise InvalidInput("length must be at least 2", got=command.length, hint="--length 64")
     if command.text is None and command.tokenizer is not None:
-        raise InvalidInput("tokenizer is an option of a text", got="no --text")
+        raise InvalidInput("tokenizer is an option of a text", got="no --text", hint="no --tokenizer")
     if command.text is not None and command.length != VerifyCommand.length:
-        raise InvalidInput("length is that of random tokens", got="--text")
+        raise InvalidInput("length is that of random tokens", got="--text", hint="no --length")
     folder = find(command.source)
     spec = spec_from_config(read_config(folder), ignore=command.ignore)
     if command.text is None:
@@ -57,7 +57,9 @@ def verify_hf(command: VerifyCommand, console: Console) -> bool:
             raise InvalidInput("text must be of whole characters", got=f"`{command.text}`")
         ids = load_tokenizer(command.tokenizer or folder)(command.text).input_ids
         if not ids:
-            raise InvalidInput("text must hold at least one token", got=f"`{command.text}`")
+            raise InvalidInput(
+                "text must hold at least one token", got=f"`{command.text}`", hint="--text with a word in it, or none"
+            )
         tokens = np.asarray([ids], np.int64)
         mask = np.ones_like(tokens)
     found = verify.verify_hf(folder, tokens, mask, ignore=command.ignore)

@@ -1,4 +1,8 @@
-"""Where two subspaces lie to each other."""
+"""Where two subspaces lie to each other.
+
+Source: Björck and Golub (1973) for the angles; overlap and drift after arXiv 2606.10929, whose definitions are not
+available to us: these are ours.
+"""
 
 import math
 from typing import NamedTuple
@@ -89,7 +93,8 @@ class Drift(NamedTuple):
 def drift(before: Basis, after: Basis) -> Drift:
     """Overlap and angles of a subspace with an earlier one, beside the random level.
 
-    What sampling alone costs is not in it: compare with the overlap of two halves of the data at one step.
+    What sampling alone costs is not in it: compare with the overlap of two halves of the data at one step. Angles are
+    in radians.
     """
     num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(before.rows))
     level = jnp.maximum(before.rank, after.rank) / max(1, num_params)

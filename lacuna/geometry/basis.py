@@ -1,4 +1,7 @@
-"""Orthonormal bases of subspaces of a parameter tree."""
+"""Orthonormal bases of subspaces of a parameter tree.
+
+Source: Gram-Schmidt done twice, after Giraud, Langou, Rozloznik and van den Eshof (2005).
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +71,11 @@ def split(rows: Rows, delta: Delta, filled: Int[Array, ""] | None = None) -> Spl
 
 
 def empty(like: Shapes, *, capacity: int, method: str = "append") -> Basis:
-    """A basis of rank 0 on the tree of `like` with room for `capacity` rows; to be grown by `append`."""
+    """A basis of rank 0 on the tree of `like` with room for `capacity` rows; to be grown by `append`.
+
+    Raises:
+      GeometryError: a negative capacity, or a leaf that is not floating; names the leaf.
+    """
     ops.check_floating(like)
     if capacity < 0:
         raise GeometryError("capacity must not be negative", got=capacity)

@@ -3,6 +3,8 @@
 The paper's 77 % does not say its power: here `mass` is always the share of the squared norm and `norm` its
 square root (0.77 of mass is 0.877 of norm). Mass adds over orthogonal subspaces, and a random subspace of
 rank k has mass k / P on average; neither holds for the norm.
+
+Source: arXiv 2606.10929, whose exact definitions are not available to us: these are ours.
 """
 
 from collections.abc import Callable
@@ -145,5 +147,8 @@ def random_mass(rank: int | Int[Array, ""], like: Delta) -> Float[Array, ""]:
     """k / P: the mean mass that a uniformly random subspace captures of any fixed vector.
 
     Its law is Beta(k / 2, (P - k) / 2).
+
+    >>> float(random_mass(4, {"w": jnp.zeros((8, 16))}))
+    0.03125
     """
     return jnp.asarray(rank, jnp.float32) / max(1, sum(x.size for x in jax.tree.leaves(like)))

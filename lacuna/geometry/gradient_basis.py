@@ -1,4 +1,7 @@
-"""The subspace in which a set of gradients has most of its energy."""
+"""The subspace in which a set of gradients has most of its energy.
+
+Source: arXiv 2606.10929.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Uniformly random subspaces, of the whole tree or of each of its blocks: the control beside every capture."""
+"""Uniformly random subspaces, of the whole tree or of each of its blocks: the control beside every capture.
+
+Source: normal rows, orthonormalised, span a uniformly random subspace: Mezzadri (2007).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

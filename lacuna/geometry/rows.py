@@ -6,6 +6,8 @@ reshaped, so a sharded leaf stays where it is, and the k inner products of a pas
 A long float32 dot product is what limits orthogonality at large P: `rows @ delta` loses 178 eps at
 P = 8e6 where multiply-and-sum, which XLA adds up as a tree, loses 5. So sums over P are multiply-and-sum, or
 products of short blocks; sums over the k rows are short, and are matrix products.
+
+Source: ours, by measurement.
 """
 
 import math

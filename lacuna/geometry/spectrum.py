@@ -1,4 +1,8 @@
-"""How many directions a set of vectors really has."""
+"""How many directions a set of vectors really has.
+
+Source: effective rank after Roy and Vetterli (2007), here of the squared singular values; stable rank after Rudelson
+and Vershynin (2007).
+"""
 
 from typing import NamedTuple
 

@@ -6,6 +6,8 @@ are computed again for every block that is held. *Sketched*: each is computed on
 a short random sketch is kept, from which inner products are read off with a known variance.
 
 The matrix of all elements is the sum of the groups' matrices, so one pass tells layers and kinds of matrices apart.
+
+Source: Charikar, Chen and Farach-Colton (2002) for the sketch; the rest is ours.
 """
 
 from collections.abc import Callable, Hashable

@@ -1,4 +1,7 @@
-"""What displacements tell: bases of the first updates of a run, of task vectors, and where the first updates point."""
+"""What displacements tell: bases of the first updates of a run, of task vectors, and where the first updates point.
+
+Source: arXiv 2606.10929; remainder captures and extrapolation are ours.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -128,6 +128,8 @@ def _wide(x: Array) -> Array:
 
 
 class Norm(nn.Module):
+    """Layer norm or RMS norm over the last axis, computed in float32."""
+
     kind: str
     eps: float
 
@@ -248,6 +250,8 @@ class _MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One block of the model: attention and MLP around the residual stream, their norms before or behind them."""
+
     spec: CausalLMSpec
 
     @nn.compact

@@ -43,7 +43,18 @@ def next_token_nats(
 def next_token_right(
     model: Model, params: Params, tokens: Int[Array, "B S"], *, chunk: int | None = None, **options: Any
 ) -> Bool[Array, "B S-1"]:
-    """Whether each next token is the one that the model finds likeliest; arguments as for `next_token_nats`."""
+    """Whether each next token is the one that the model finds likeliest.
+
+    Args:
+      model: as for `next_token_nats`, like the rest.
+      params: its parameters.
+      tokens: rows of tokens.
+      chunk: positions whose logits are made at a time.
+      options: others of the model's `apply`.
+
+    Returns:
+      Entry s is of the token at s + 1.
+    """
     return _of_next(_right, model, params, tokens, chunk, options)
 
 

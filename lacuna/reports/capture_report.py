@@ -136,9 +136,17 @@ def _written(run: Path, to: Path) -> Path:
     config, environment = (rundir.read_json(run / f"{name}.json") for name in ("config", "environment"))
     absent = [name for name in DOCUMENTED if name not in config | environment]
     if absent:
-        raise InvalidInput(f"the documents of {run} must say what was compared", got=f"no `{absent[0]}`")
+        raise InvalidInput(
+            f"the documents of {run} must say what was compared",
+            got=f"no `{absent[0]}`",
+            hint="the folder as the run left it, or a new one",
+        )
     if not select(records, "capture_mass"):
-        raise InvalidInput(f"{run} must hold the records of a capture", got="none of `capture_mass`")
+        raise InvalidInput(
+            f"{run} must hold the records of a capture",
+            got="none of `capture_mass`",
+            hint="the folder as the run left it, or a new one",
+        )
     rundir.check_folder(to)
     figures = capture_figures(records)
     page = _markdown(records, config, environment)

@@ -152,7 +152,11 @@ def read_run(run: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
     config, environment = (rundir.read_json(run / f"{name}.json") for name in ("config", "environment"))
     for name in ("experiment", "command"):
         if name not in config:
-            raise InvalidInput(f"{run} must be the folder of an experiment", got=f"a config.json without `{name}`")
+            raise InvalidInput(
+                f"{run} must be the folder of an experiment",
+                got=f"a config.json without `{name}`",
+                hint="the folder that the experiment printed",
+            )
     if not (run / "records.jsonl").exists():
         go_on = f"{config['command']} --out {shlex.quote(str(run))}"
         raise InvalidInput(f"{run} must be a finished experiment", got="one that was interrupted", hint=go_on)

@@ -71,9 +71,8 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         share = value(records, "f1_share", sigma=sigma)
         if moves_in_steps(records):
             share = math.nan
-        regime = "" if math.isnan(share) else f",  F1 share {share:.2f}"
-        beyond = "*" if share <= 0.9 else ""
-        panel.set_title(f"σ = {sigma:g}{beyond}{regime}", color=LIMIT if beyond else "black", loc="left")
+        regime = "" if math.isnan(share) else f",  F1 share {share:.2f}" + ", not linear" * (share <= 0.9)
+        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black", loc="left")
     for panel in list(axes.flat)[len(sigmas) :]:
         panel.set_axis_off()
     for panel in axes[-1]:

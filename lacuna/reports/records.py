@@ -63,7 +63,9 @@ class Record:
             schema, value = entry.pop("schema"), float(entry.pop("value"))
             record = cls(entry.pop("experiment"), entry.pop("quantity"), value, entry.pop("unit"), entry)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-            raise InvalidInput("a record is one JSON object a line", got=repr(line[:80])) from fault
+            raise InvalidInput(
+                "a record is one JSON object a line", got=repr(line[:80]), hint="the file as the run left it"
+            ) from fault
         if schema != SCHEMA:
             raise InvalidInput(f"records of schema {SCHEMA} are read here", got=schema, hint="a newer lacuna")
         return record

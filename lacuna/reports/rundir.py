@@ -58,13 +58,23 @@ def read_json(path: Path) -> dict[str, Any]:
       InvalidInput: it is absent or damaged, or no object.
     """
     if not path.exists():
-        raise InvalidInput(f"{path.parent} must be the folder of a run", got=f"no {path.name} in it")
+        raise InvalidInput(
+            f"{path.parent} must be the folder of a run",
+            got=f"no {path.name} in it",
+            hint="the folder that the command printed",
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise InvalidInput(f"{path} must be a JSON document of a run", got=fault) from fault
+        raise InvalidInput(
+            f"{path} must be a JSON document of a run", got=fault, hint="the folder as the run left it, or a new run"
+        ) from fault
     if not isinstance(document, dict):
-        raise InvalidInput(f"{path} must be a JSON document of a run", got=f"a {type(document).__name__}")
+        raise InvalidInput(
+            f"{path} must be a JSON document of a run",
+            got=f"a {type(document).__name__}",
+            hint="the folder as the run left it, or a new run",
+        )
     return document
 
 

@@ -54,7 +54,11 @@ def _written(run: Path, to: Path) -> Path:
         )
     absent = [name for name in DOCUMENTED if name not in config | environment]
     if absent:
-        raise InvalidInput(f"the documents of {run} must say what was run", got=f"no `{absent[0]}`")
+        raise InvalidInput(
+            f"the documents of {run} must say what was run",
+            got=f"no `{absent[0]}`",
+            hint="the folder as the run left it, or a new run",
+        )
     rundir.check_folder(to)
     figures = sweep_figures(records)
     page = _markdown(records, config, environment, list(figures))
@@ -80,7 +84,7 @@ CAPTIONS = {
     "horizontal line. The dots are measured; the theory knows only the "
     "gradient and the curvature at the base point.",
     "best_of_n": "Best of N at each sigma: the mean over all subsets of N draws beside the prediction. A panel "
-    "whose title has a star lies beyond the linear regime.",
+    "that is called not linear lies beyond the regime that the theory is judged in.",
     "linear_regime": "Odd part F1 and even part F2 of the loss along the noise (left), and the share of the odd "
     "part (right).",
 }

@@ -48,6 +48,16 @@ def rescore(
 
     On the sweep's own batch the scores of a width-1 sweep come back bit for bit; on held-out data they tell
     how much of a gain was selection.
+
+    Args:
+      loss: as for `run_sweep`, like the next two.
+      params: the base point.
+      batch: what they are scored on.
+      sweep: that they are candidates of.
+      candidates: K of them.
+
+    Returns:
+      Losses in their order, float32.
     """
     if not candidates:
         return np.zeros(0, np.float32)

@@ -69,7 +69,7 @@ class Landscape(NamedTuple):
 
     @property
     def predicted_sigma_star(self) -> float:
-        """The sigma at which the linear regime is foretold to end, for noise that is not bound to a sphere."""
+        """The sigma, in the unit of the sweep, at which the linear regime is foretold to end, but for exact radii."""
         return float(theory.predicted_sigma_star(self.slope, self.curvature_trace, self.curvature_spread))
 
 

@@ -39,7 +39,7 @@ def next_sigma(sigmas: Sequence[float], gains: Float[np.ndarray, "S"], *, predic
       predicted_best: the sigma of the largest predicted gain; infinite where the theory sets no limit.
 
     Returns:
-      A sigma in the range of float32, at most half a decade beyond those that were searched.
+      A sigma in their unit and the range of float32, at most half a decade beyond those that were searched.
 
     Source: ours. A gain is smooth in the logarithm of sigma, so three points around a maximum give its parabola.
     """

@@ -313,7 +313,9 @@ def _check_everywhere(identity: dict[str, Any]) -> None:
     if hosts.largest(len(differing)):
         asked = "every process must search around the same weights, on the same rows and in the same way"
         raise InvalidInput(
-            asked, got=f"another {', '.join(differing)} here" if differing else "another one that does not"
+            asked,
+            got=f"another {', '.join(differing)} here" if differing else "another one that does not",
+            hint="the same files and the same options on every host",
         )
 
 
@@ -321,4 +323,6 @@ def _check_documents(documents: Mapping[str, Any] | None) -> None:
     try:
         json.dumps(dict(documents or {}))
     except (TypeError, ValueError) as fault:
-        raise InvalidInput("documents must be JSON", got=fault) from fault
+        raise InvalidInput(
+            "documents must be JSON", got=fault, hint="texts, numbers, lists and dicts of them"
+        ) from fault

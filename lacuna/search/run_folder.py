@@ -75,7 +75,9 @@ def check_run(out: Path) -> int:
     try:
         ledger = Ledger(out / LOG, (len(identity["sigmas"]), 2 if identity["antithetic"] else 1), lock=False)
     except (KeyError, TypeError) as fault:
-        raise InvalidInput(f"{out / STAMP} must be the identity of a sweep", got=f"no {fault}") from fault
+        raise InvalidInput(
+            f"{out / STAMP} must be the identity of a sweep", got=f"no {fault}", hint="the folder that a sweep printed"
+        ) from fault
     ledger.close()
     return ledger.num_draws
 

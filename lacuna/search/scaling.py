@@ -83,12 +83,17 @@ class Scaled(Family):
                 raise InvalidInput(
                     "every pattern of scales must match the name of a leaf",
                     got=f"`{pattern}` beside {', '.join(names)}{', ...' * (len(leaves) > 20)}",
+                    hint="a name that `lacuna plan --model MODEL --leaves` lists",
                 )
         for name, leaf in leaves.items():
             scale = self.scale(name)
             if scale is not None and scale.ndim and (not self.stacked(name) or scale.shape != leaf.shape[:1]):
                 layers = f"{leaf.shape[0]} layers" if self.stacked(name) else "no layers"
-                raise InvalidInput(f"scales by layer must fit leaf `{name}`", got=f"{scale.size} for {layers}")
+                raise InvalidInput(
+                    f"scales by layer must fit leaf `{name}`",
+                    got=f"{scale.size} for {layers}",
+                    hint="one number, or one for each layer",
+                )
 
     def leaf(self, key: Key, leaf_name: str, layer: Layer, like: jax.ShapeDtypeStruct) -> Array:
         scale = self._of_layer(leaf_name, layer)
@@ -169,13 +174,15 @@ def scaled(family: Family, scales: Scales) -> Family:
             with np.errstate(over="ignore"):
                 values[pattern] = value = np.asarray(scale, np.float32)
         except (re.error, ValueError, TypeError) as fault:
-            raise InvalidInput("scales go from regular expressions to numbers", got=f"`{pattern}`: {fault}") from fault
+            raise InvalidInput(
+                "scales go from regular expressions to numbers", got=f"`{pattern}`: {fault}", hint="'layers/.*=1'"
+            ) from fault
         in_range = (value == 0) | ((value >= 1 / LARGEST) & (value <= LARGEST))
         if value.ndim > 1 or not np.all(in_range):
             asked = f"a scale must be 0 or in [{1 / LARGEST:g}, {LARGEST:g}], a number or one for each layer"
-            raise InvalidInput(asked, got=f"{scale} for `{pattern}`")
+            raise InvalidInput(asked, got=f"{scale} for `{pattern}`", hint="1")
     if not any(np.any(value > 0) for value in values.values()):
-        raise InvalidInput("at least one scale must be positive", got=dict(scales))
+        raise InvalidInput("at least one scale must be positive", got=dict(scales), hint="'layers/.*=1'")
     return Scaled(family, tuple(jnp.asarray(value) for value in values.values()), tuple(values))
 
 

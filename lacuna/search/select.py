@@ -61,7 +61,11 @@ class TopK:
 
 
 def subset_sizes(n: int, *, per_octave: int = 2) -> Int[np.ndarray, "sizes"]:
-    """Sizes N' at which a best-of-N' curve is drawn: 1, ..., n, evenly spaced in the logarithm."""
+    """Sizes N' at which a best-of-N' curve is drawn: 1, ..., n, evenly spaced in the logarithm.
+
+    >>> subset_sizes(16).tolist()
+    [1, 2, 3, 4, 6, 8, 11, 16]
+    """
     exponents = np.linspace(0.0, math.log2(n), max(2, round(per_octave * math.log2(n)) + 1)) if n > 1 else [0.0]
     return np.unique(np.rint(np.exp2(exponents)).astype(np.int64))
 

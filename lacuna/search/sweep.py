@@ -62,7 +62,7 @@ class Sweep:
             try:
                 object.__setattr__(self, name, value if value is None else operator.index(value))
             except TypeError:
-                raise InvalidInput(f"{name} must be an integer", got=repr(value)) from None
+                raise InvalidInput(f"{name} must be an integer", got=repr(value), hint="a whole number") from None
         with np.errstate(over="ignore"):
             scales = np.asarray(self.sigmas, np.float32)  # as the candidates will see them
         if not scales.size or not np.all((scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)):
@@ -80,7 +80,7 @@ class Sweep:
         if not 1 <= self.num_candidates <= keys.SEED_LIMIT:
             raise InvalidInput("num_candidates must be in [1, 2^32]", got=self.num_candidates, hint="1024")
         if self.unit not in get_args(Unit):
-            raise InvalidInput(f"unit must be one of {', '.join(get_args(Unit))}", got=f"`{self.unit}`")
+            raise InvalidInput(f"unit must be one of {', '.join(get_args(Unit))}", got=f"`{self.unit}`", hint="sigma")
         keys.root(self.seed)  # raises for a seed out of range
         if not 1 <= self.num_top <= self.num_evaluations:
             raise InvalidInput(
@@ -117,12 +117,18 @@ class Sweep:
         """
         self.family.check(params)
         if not self.family.mean_square(params) > 0:
-            raise InvalidInput("a family must move at least one number", got=f"`{self.family.name}`, which moves none")
+            raise InvalidInput(
+                "a family must move at least one number",
+                got=f"`{self.family.name}`, which moves none",
+                hint="scales that are not all zero",
+            )
         scale = self.mean_scale(params) if self.unit == "rms_radius" else 1.0
         limits = np.finfo(np.float32)
         if not limits.tiny <= self.sigmas[0] * scale <= self.sigmas[-1] * scale <= limits.max:
             steps = " ".join(f"{sigma * scale:g}" for sigma in self.sigmas)
-            raise InvalidInput("steps must lie in the range of float32", got=f"{steps} per coordinate")
+            raise InvalidInput(
+                "steps must lie in the range of float32", got=f"{steps} per coordinate", hint="sigmas nearer to 1"
+            )
         return scale
 
     def mean_scale(self, params: Shapes) -> float:

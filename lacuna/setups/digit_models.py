@@ -126,7 +126,9 @@ def prepare(
     model = digit_model()
     task = digits.digit_task(config.task, model.apply, seed=config.seed, batch_size=eval_batch_size)
     if config.state not in get_args(State):
-        raise InvalidInput(f"state must be one of {', '.join(get_args(State))}", got=f"`{config.state}`")
+        raise InvalidInput(
+            f"state must be one of {', '.join(get_args(State))}", got=f"`{config.state}`", hint="forgotten"
+        )
     keep = partial(kept, model, cache=cache.expanduser(), notice=notice)
     told = advance or (lambda stage, step, num_steps, loss: None)
 

@@ -151,7 +151,11 @@ def begin_token(encode: Encode, begin: str) -> int | None:
         return None
     tokens = encode(begin)
     if len(tokens) != 1:
-        raise InvalidInput("begin must be one token", got=f"`{begin}`, which is {len(tokens)}")
+        raise InvalidInput(
+            "begin must be one token",
+            got=f"`{begin}`, which is {len(tokens)}",
+            hint="a token as the tokenizer writes it, such as '<s>'",
+        )
     return tokens[0]
 
 
@@ -161,7 +165,9 @@ def _encoded(tokenizer: Any, vocab_size: int, text: str) -> list[int]:
     tokens = tokenizer.encode(text, add_special_tokens=False, verbose=False)  # or it warns of texts beyond a window
     if max(tokens, default=0) >= vocab_size:
         raise InvalidInput(
-            f"the tokenizer must be that of the model, of {vocab_size} tokens", got=f"token {max(tokens)}"
+            f"the tokenizer must be that of the model, of {vocab_size} tokens",
+            got=f"token {max(tokens)}",
+            hint="--tokenizer FOLDER",
         )
     return tokens
 
@@ -186,7 +192,9 @@ def _task(
 def _digit_streams(name: str, config: TaskConfig, encode: Encode) -> tuple[Any, Any]:
     """An operation on digits as text, to train on and held out."""
     if config.begin:
-        raise InvalidInput("begin is for the rows of a file or a data set", got=f"`{config.begin}` for {name}")
+        raise InvalidInput(
+            "begin is for the rows of a file or a data set", got=f"`{config.begin}` for {name}", hint="no --begin"
+        )
     streams: list[Any] = [
         mapping(name, encode, seed=config.seed, batch_size=config.batch_size, length=DIGITS, split=split)
         for split in ("train", "held_out")

@@ -84,7 +84,7 @@ def read(config: TaskConfig) -> TaskFile | str:
     """
     for name, least in (("batch_size", 1), ("length", 2)):
         if getattr(config, name) < least:
-            raise InvalidInput(f"{name} must be at least {least}", got=getattr(config, name))
+            raise InvalidInput(f"{name} must be at least {least}", got=getattr(config, name), hint=f"{least}")
     keys.root(config.seed)  # raises for one out of range
     if not 0 < config.held_out_share < 1:
         raise InvalidInput("held_out_share must lie between 0 and 1", got=config.held_out_share, hint="0.25")
@@ -94,7 +94,7 @@ def read(config: TaskConfig) -> TaskFile | str:
     allowed = OBJECTIVES[kind_of(found)]
     if config.objective and config.objective not in allowed:
         asked = f"objective must be one of {', '.join(allowed)} for {config.source}"
-        raise InvalidInput(asked, got=f"`{config.objective}`")
+        raise InvalidInput(asked, got=f"`{config.objective}`", hint=f"{allowed[0]}")
     return found
 
 
@@ -129,7 +129,9 @@ def rows_of(
     """
     if isinstance(found, TextFile):
         if config.length > room:
-            raise InvalidInput(f"length must be at most the model's {room} positions", got=config.length)
+            raise InvalidInput(
+                f"length must be at most the model's {room} positions", got=config.length, hint=f"--length {room}"
+            )
         share = config.held_out_share
         splits = text.pack_splits(found.documents, encode, length=config.length, held_out_share=share, end=begin)
         here, held_out = (Batch(jnp.asarray(rows.tokens), jnp.asarray(rows.answer)) for rows in splits)
@@ -190,7 +192,11 @@ def _fitting(lengths: Sequence[int], config: TaskConfig, *, room: int, begin: in
     fits = [i for i, length in enumerate(lengths) if length + (begin is not None) <= room]
     if not fits:
         asked = f"{config.source} must have prompts of at most {room} tokens with their answers"
-        raise InvalidInput(asked, got=f"the shortest has {min(lengths) + (begin is not None)}")
+        raise InvalidInput(
+            asked,
+            got=f"the shortest has {min(lengths) + (begin is not None)}",
+            hint="shorter prompts, or a model with more positions",
+        )
     if len(fits) < len(lengths):
         notice(f"{len(lengths) - len(fits)} prompts of {config.source} have more than {room} tokens, and are left out.")
     return fits
@@ -210,7 +216,11 @@ def _apart(groups: Sequence[str], config: TaskConfig) -> tuple[Int[np.ndarray, "
     size = min(config.batch_size, len(groups) - num_last)
     if size < 1:
         asked = f"{config.source} must have two different rows or more beside those held out"
-        raise InvalidInput(asked, got=1 if len(groups) == 1 else f"{len(groups)} that are one")
+        raise InvalidInput(
+            asked,
+            got=1 if len(groups) == 1 else f"{len(groups)} that are one",
+            hint="more rows, or a smaller held_out_share",
+        )
     searched = {groups[i] for i in order[:size]}
     others = [i for i in order[size:].tolist() if groups[i] not in searched]
     return np.sort(order[:size]), np.sort(np.asarray(others))

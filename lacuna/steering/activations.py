@@ -1,4 +1,7 @@
-"""Reading the residual stream: at which tokens, and with which weights."""
+"""Reading the residual stream: at which tokens, and with which weights.
+
+Source: ours.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

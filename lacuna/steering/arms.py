@@ -1,4 +1,7 @@
-"""What a model is steered by: vectors and their lengths, levels, strengths and positions, as arms of one experiment."""
+"""What a model is steered by: vectors and their lengths, levels, strengths and positions, as arms of one experiment.
+
+Source: arXiv 2606.10929 (Table 6), whose strengths and positions are not available to us: these are ours.
+"""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Contrast vectors: how the stream differs between two kinds of prompts, or between two answers to the same one."""
+"""Contrast vectors: how the stream differs between two kinds of prompts, or between two answers to the same one.
+
+Source: Rimsky et al. (2024) and arXiv 2606.10929.
+"""
 
 import hashlib
 import itertools

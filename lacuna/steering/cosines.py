@@ -5,6 +5,8 @@ The gradient of a labels' loss is linear in the prompts' own margin gradients, w
 (`margins.label_weights`). So each prompt's gradient is pushed forward to the held-out prompts once, and the shift of
 every other labelling is a matrix product. A cosine without this null says nothing: labels that are shuffled may give
 one as large, for what they have in common with the true ones, the pull towards either answer, moves activations too.
+
+Source: arXiv 2606.10929 for the cosine; its null is ours.
 """
 
 from collections.abc import Iterator

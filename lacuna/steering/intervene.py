@@ -2,6 +2,8 @@
 
 A whole grid of arms is one compiled call. The model itself is run once, beside it one arm after the other or a few side
 by side, and what an arm's logits are good for is taken from them at once: no array of arms by vocabulary ever is.
+
+Source: arXiv 2606.10929 (Table 6); what is measured beside the answers is ours.
 """
 
 from collections.abc import Callable
@@ -159,7 +161,20 @@ def stepped_text(
     width: int | None = 1,
     chunk: int | None = None,
 ) -> TextCost:
-    """What the step costs on plain text; arguments as for `stepped_answers` and `steered_text`."""
+    """What the step costs on plain text.
+
+    Args:
+      model: as for `stepped_answers`, like the next three.
+      params: its parameters.
+      delta: the step.
+      strengths: of it, one for each of A arms.
+      tokens: as for `steered_text`, like the rest.
+      width: arms side by side.
+      chunk: rows at a time.
+
+    Raises:
+      InvalidInput: as `stepped_answers`.
+    """
     rows = _Text(jnp.asarray(tokens), None)
     return _stepped(_TEXT, model, params, delta, jnp.asarray(strengths), rows, **_sizes(width, chunk))
 

@@ -1,4 +1,7 @@
-"""By how much a model prefers the positive of two answers, and the step of the parameters that labels ask for."""
+"""By how much a model prefers the positive of two answers, and the step of the parameters that labels ask for.
+
+Source: ours.
+"""
 
 from collections.abc import Callable
 from typing import Any

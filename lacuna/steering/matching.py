@@ -1,4 +1,7 @@
-"""Strengths at which arms cost the same: those whose KL divergence on plain text reaches a target."""
+"""Strengths at which arms cost the same: those whose KL divergence on plain text reaches a target.
+
+Source: ours.
+"""
 
 from collections.abc import Callable
 from enum import IntEnum

@@ -1,4 +1,7 @@
-"""A statistic beside what it is when labels are shuffled: where that null lies, and how far off the true labels are."""
+"""A statistic beside what it is when labels are shuffled: where that null lies, and how far off the true labels are.
+
+Source: permutation tests after Fisher (1935); the maximum over levels after Westfall and Young (1993).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 A metric takes log odds of the positive answer (of two), and which rows are positive. By `weights` it takes rows as
 often as they are drawn, for many draws at once: that is how the bootstrap calls it.
+
+Source: the bootstrap of Efron (1979) and the test of McNemar (1947).
 """
 
 from collections.abc import Callable
@@ -23,7 +25,12 @@ Metric = Callable[..., Value]
 
 
 class Interval(NamedTuple):
-    """Ends of an interval of confidence."""
+    """Ends of an interval of confidence, in the unit of the metric.
+
+    Attributes:
+      low: its lower end.
+      high: its upper end.
+    """
 
     low: float
     high: float
@@ -33,6 +40,12 @@ def accuracy(log_odds: LogOdds, positive: Positive, weights: Weights | None = No
     """Share of the rows that are told right: positive from the threshold on.
 
     With prompts of which one answer is right more often than not, a push towards that answer alone raises it.
+
+    Args:
+      log_odds: of the positive answer, in nats, float[B].
+      positive: which rows are.
+      weights: how often each row counts, [B] or [R, B] for R draws at once; None: once.
+      threshold: log odds from which on a row is told positive.
     """
     return _mean(_told_right(log_odds, positive, threshold), weights)
 

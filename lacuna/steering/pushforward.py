@@ -3,6 +3,8 @@
 A reading is a function from a point to activations with the tokens bound. It is made by `reading`, of the model's
 whole parameters or, through `models.over_adapter`, of an adapter's factors alone; a delta on a subset of the parameters
 is one that is zero elsewhere (`restricted`).
+
+Source: arXiv 2606.10929.
 """
 
 import re

@@ -145,9 +145,15 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             row = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as fault:  # also a number of thousands of digits
             got = f"line {number}, where there is: {_why(fault)}"
-            raise InvalidInput(f"every line of {path} must be a JSON object", got=got) from fault
+            raise InvalidInput(
+                f"every line of {path} must be a JSON object", got=got, hint="one object a line, in braces"
+            ) from fault
         if not isinstance(row, dict):
-            raise InvalidInput(f"every line of {path} must be a JSON object", got=f"{told(row)} in line {number}")
+            raise InvalidInput(
+                f"every line of {path} must be a JSON object",
+                got=f"{told(row)} in line {number}",
+                hint="one object a line, in braces",
+            )
         found.append((f"line {number} of {path}", row))
     return found
 
@@ -192,7 +198,11 @@ def _load(source: str | Path, split: str, subset: str | None) -> Any:
     except Exception as fault:  # of the hub, of HTTP, of the readers of many kinds of files
         reason = (str(fault).splitlines() or [""])[0].rstrip(".") or type(fault).__name__
         of_subset = "" if subset is None else f", subset `{subset}`"
-        raise InvalidInput(f"`{name}` must be {KINDS}, with split `{split}`{of_subset}", got=reason) from fault
+        raise InvalidInput(
+            f"`{name}` must be {KINDS}, with split `{split}`{of_subset}",
+            got=reason,
+            hint="a file, or an id that the hub has, with a network or from its cache",
+        ) from fault
 
 
 def _read(path: Path) -> str:
@@ -200,12 +210,20 @@ def _read(path: Path) -> str:
         return path.expanduser().read_text(encoding="utf-8-sig")  # a mark of the byte order is no text
     except UnicodeDecodeError as fault:
         raise InvalidInput(
-            f"{path} must be UTF-8", got=f"{fault.object[fault.start]:#04x} at byte {fault.start}"
+            f"{path} must be UTF-8",
+            got=f"{fault.object[fault.start]:#04x} at byte {fault.start}",
+            hint="iconv -t utf-8, with the encoding that it has",
         ) from fault
     except OSError as fault:
-        raise InvalidInput(f"{path!s:.80} must be a file that can be read", got=fault.strerror) from fault
+        raise InvalidInput(
+            f"{path!s:.80} must be a file that can be read",
+            got=fault.strerror,
+            hint="a path from this folder, or a whole one",
+        ) from fault
     except (ValueError, RuntimeError) as fault:  # a zero byte in its name, or the home of nobody
-        raise InvalidInput(f"{path} must be a file that can be read", got=fault) from fault
+        raise InvalidInput(
+            f"{path} must be a file that can be read", got=fault, hint="a path from this folder, or a whole one"
+        ) from fault
 
 
 def _found(where: str, columns: Sequence[str | tuple[str, ...]], there: Iterable[str]) -> list[str]:

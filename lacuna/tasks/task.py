@@ -53,7 +53,9 @@ class HasLogits(Protocol):
     """What a task needs to see of a model's output."""
 
     @property
-    def logits(self) -> Float[Array, "B S V"]: ...
+    def logits(self) -> Float[Array, "B S V"]:
+        """Of the next token at each position."""
+        ...
 
 
 Apply = Callable[[Params, Int[Array, "B S"]], HasLogits]

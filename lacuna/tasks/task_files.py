@@ -97,7 +97,9 @@ def read_task(source: str | Path, *, split: str = "train", subset: str | None = 
     if "text" in there:
         return TextFile(read_documents(source, split=split, subset=subset))
     got = ", ".join(f"`{name}`" for name in there) or "no column"
-    raise InvalidInput(f"{source} must be text, or have the columns {FORMS}", got=got)
+    raise InvalidInput(
+        f"{source} must be text, or have the columns {FORMS}", got=got, hint='a .txt, or rows such as {"text": "..."}'
+    )
 
 
 def _choices(rows: Iterable[Any], source: str | Path) -> ChoiceFile:
@@ -126,6 +128,7 @@ def _place_of(label: Any, choices: tuple[str, ...], place: str) -> int:
     raise InvalidInput(
         f"`label` must be one of the choices, {told(list(choices))}, or its place from 0 to {len(choices) - 1}",
         got=f"{told(label)} in {place}",
+        hint="0 for the first of them",
     )
 
 

@@ -55,7 +55,12 @@ class TokenRows:
 
 
 class Splits(NamedTuple):
-    """Rows to train on, and rows that training does not see."""
+    """Rows to train on, and rows that training does not see.
+
+    Attributes:
+      train: those to train on.
+      held_out: the others, none of which occurs in the rows to train on.
+    """
 
     train: TokenRows
     held_out: TokenRows
@@ -114,7 +119,9 @@ def pack_splits(
     repeated = _repeated(rows, others)
     if repeated.all():
         raise InvalidInput(
-            "some of the held-out text must be new", got=f"{len(repeated)} rows, all of which occur in the rest"
+            "some of the held-out text must be new",
+            got=f"{len(repeated)} rows, all of which occur in the rest",
+            hint="more text, or another held_out_share",
         )
     tokens, answer = others.tokens[~repeated], others.answer[~repeated]
     return Splits(rows, TokenRows(tokens, answer, not repeated.any(), num_left_out=int(repeated.sum())))

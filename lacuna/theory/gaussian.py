@@ -95,6 +95,9 @@ def expected_max(n: Count) -> Double:
     Raises:
       InvalidInput: n is not a positive integer.
 
+    >>> expected_max(np.array([1, 2, 1024])).round(3).tolist()
+    [0.0, 0.564, 3.248]
+
     Source: classical order statistics; the factor E[max of N] of arXiv 2606.10929, Theorem 1.
     """
     return maxima.moment_of_max(_signed_quantile, maxima.counts("expected_max", n), 1, both_signs=False)

@@ -13,6 +13,8 @@ and the quantile of X follows from the small tail of T without cancellation. The
 k = 3 uniform on [-1, 1]; as k grows, `sqrt(k) X` becomes a standard normal, with an error of the order 1/k.
 
 No coordinate exceeds one: once n outgrows `exp(k / 2)` the maximum saturates, where a normal one goes on to grow.
+
+Source: classical; what it says of searches at an exact radius is ours.
 """
 
 import numpy as np
