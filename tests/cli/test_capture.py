@@ -110,7 +110,7 @@ def test_a_report_is_redrawn_from_its_records(run, tmp_path, capsys):
     assert (tmp_path / "elsewhere" / "figures" / "places.png").exists()
     (copy / "records.jsonl").write_text("")
     assert cli.run(["report", str(copy)]) == 2
-    assert "must hold the records of a capture" in capsys.readouterr().err
+    assert "records.jsonl must be as it was written; got other bytes" in capsys.readouterr().err
 
 
 def points(first, last, **options):
