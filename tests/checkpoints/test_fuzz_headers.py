@@ -23,7 +23,7 @@ from lacuna.models import causal_lm
 
 OURS = (BadCheckpoint, InvalidInput)
 CASES = settings(
-    max_examples=100,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,

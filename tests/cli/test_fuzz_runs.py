@@ -18,7 +18,7 @@ from lacuna.reports import rundir
 from lacuna.search import Sweep, gaussian, report_run, run_sweep
 
 CASES = settings(
-    max_examples=25,
+    max_examples=16,
     deadline=None,
     derandomize=True,
     database=None,
@@ -113,7 +113,7 @@ def changed(document, data):
     return document
 
 
-@settings(CASES, max_examples=15)
+@settings(CASES, max_examples=8)
 @given(data=st.data(), name=st.sampled_from(["config.json", "environment.json", "result.json"]))
 def test_a_document_of_odd_entries_and_no_digest_is_reported_or_refused(run, nothing_long, capsys, data, name):
     folder = run()

@@ -11,7 +11,7 @@ from lacuna.errors import InvalidInput
 from lacuna.tasks.task_files import AnswerFile, ChoiceFile, TextFile, read_task
 
 CASES = settings(
-    max_examples=400,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     database=None,
