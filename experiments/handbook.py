@@ -118,7 +118,7 @@ def kinds() -> set[str]:
 THEMES: dict[str, tuple[str, str]] = {
     "Interruptions, memory, disks and devices": (
         "nothing that was scored is lost: `lacuna sweep --resume RUN` goes on.",
-        "cli/__init__ hosts meshes search/ledger",
+        "cli/__init__ cli/commands hosts meshes search/ledger",
     ),
     "Options of a search": (
         "give what the first half of the sentence asks for; `lacuna sweep --help` says what every option takes.",
