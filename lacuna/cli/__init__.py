@@ -26,10 +26,6 @@ DISAGREED = 1
 """Exit status of a comparison that was made and failed."""
 
 
-FILES = "what is read must be there, and what is written must have a place to go"
-"""Asked of all paths."""
-
-
 def main() -> None:
     """Entry point of the `lacuna` command."""
     leave_at_once()
@@ -98,7 +94,12 @@ def run(arguments: Sequence[str]) -> int:
         return complain(f"lacuna: {error}", 2)
     except OSError as error:
         given = f"{error.strerror}: {error.filename!s:.80}" if error.strerror and error.filename else error
-        return complain(f"lacuna: {LacunaError(FILES, got=given, hint='another path, or room on its disk')}", 2)
+        asked = LacunaError(
+            "what is read must be there, and what is written must have a place to go",
+            got=given,
+            hint="another path, or room on its disk",
+        )
+        return complain(f"lacuna: {asked}", 2)
     except (MemoryError, RuntimeError) as error:  # JAX reports a full device as a RuntimeError
         first = (str(error).splitlines() or ["no more memory"])[0].rstrip(".")
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
