@@ -50,6 +50,7 @@ class Ratio:
       high: its upper end.
       smallest: of the pairs.
       largest: of the pairs.
+      num_pairs: how many there are.
     """
 
     median: float
@@ -57,6 +58,7 @@ class Ratio:
     high: float
     smallest: float
     largest: float
+    num_pairs: int
 
     def __str__(self) -> str:
         spread = f"90 % interval {self.low:.3f} to {self.high:.3f}, all pairs {self.smallest:.3f} to {self.largest:.3f}"
@@ -83,13 +85,19 @@ def in_turn(*measures: Callable[[], tuple[float, float]], num_pairs: int = NUM_P
     return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(measures))]
 
 
-def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
-    """The ratio of paired seconds, with an interval for its median that assumes nothing of the noise."""
-    each = np.sort(first / second)
-    # The number of pairs below the median is Binomial(n, 1/2): 90 % of it lies between these two.
+def median_of(numbers: np.ndarray) -> tuple[float, float, float]:
+    """Median, and the ends of its 90 % interval, which assumes nothing of the noise."""
+    each = np.sort(numbers)
+    # How many lie below the median is Binomial(n, 1/2): 90 % of it lies between these two.
     draws = np.random.default_rng(0).binomial(len(each), 0.5, 100_000)
     low, high = np.quantile(draws, [0.05, 0.95], method="nearest")
-    return Ratio(float(np.median(each)), each[max(low - 1, 0)], each[min(high, len(each) - 1)], each[0], each[-1])
+    return float(np.median(each)), float(each[max(low - 1, 0)]), float(each[min(high, len(each) - 1)])
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
+    """The ratio of paired seconds."""
+    each = first / second
+    return Ratio(*median_of(each), float(each.min()), float(each.max()), len(each))
 
 
 def read_rate(num_bytes: int = 2**28) -> float:
