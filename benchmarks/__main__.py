@@ -18,7 +18,10 @@ from benchmarks import rows
 from lacuna import meshes
 from lacuna.reports import rundir
 
-NAMES = ("lanczos", "pipelines", "language_models", "adapters", "checkpoints", "sweeps", "steering", "language_sweeps")
+NAMES = (
+    "startup", "kernels", "lanczos", "pipelines", "task_gradients", "adapters", "language_models", "checkpoints",
+    "sweeps", "search_peers", "language_sweeps", "steering",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -46,7 +49,7 @@ def main() -> int:
     versions = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
     head = [f"# {environment['machine']}", "", f"{jax.default_backend()}; {versions}.", ""]
     page = given.to / f"{machine}.md"
-    page.write_text("\n".join([*head, *_page(kept)]), encoding="utf-8")
+    page.write_text("\n".join([*head, *drawn(kept)]), encoding="utf-8")
     print(f"{page}" + f"; failed: {', '.join(failed)}" * bool(failed))
     return 1 if failed else 0
 
@@ -74,13 +77,17 @@ def _measured(name: str) -> list[rows.Row]:
     return found
 
 
-def _page(kept: Path) -> list[str]:
-    """Every benchmark that has rows, under its question."""
-    lines = []
-    for name in NAMES:
-        if _file(kept, name).exists():
-            title, _, question = (importlib.import_module(f"benchmarks.{name}").__doc__ or name).partition("\n")
-            lines += [f"## {title}", question.rstrip(), "", *rows.table(rows.read(_file(kept, name))), ""]
+def drawn(kept: Path) -> list[str]:
+    """The goals that were not met, then every benchmark that has rows, under its question."""
+    found = {name: rows.read(_file(kept, name)) for name in NAMES if _file(kept, name).exists()}
+    every = [row for part in found.values() for row in part]
+    open_goals = [row for row in every if row.verdict in {"missed", "not certain"}]
+    lines = [f"Goals: {rows.verdicts(every)}; a goal is met or missed where all of the interval is.", ""]
+    if open_goals:
+        lines += ["## Goals missed, or not certain", "", *rows.table(open_goals), ""]
+    for name, part in found.items():
+        title, _, question = (importlib.import_module(f"benchmarks.{name}").__doc__ or name).partition("\n")
+        lines += [f"## {title}", question.rstrip(), "", *rows.table(part), ""]
     return lines
 
 

@@ -100,25 +100,75 @@ def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
     return Ratio(*median_of(each), float(each.min()), float(each.max()), len(each))
 
 
-def read_rate(num_bytes: int = 2**28) -> float:
-    """Bytes a second that this machine reads in `<x, y>`: the floor of whatever is bound by memory.
+@dataclass(frozen=True)
+class Rates:
+    """The most that this machine does in a second.
+
+    Attributes:
+      read: bytes.
+      gemm: floating point operations of a square float32 product.
+    """
+
+    read: float
+    gemm: float
+
+    def floor_s(self, *, num_bytes: float = 0, flop: float = 0) -> float:
+        """The least seconds of what reads so many bytes and does so many operations."""
+        return max(num_bytes / self.read, flop / self.gemm)
+
+    def __str__(self) -> str:
+        return f"{self.read / 1e9:.1f} GB/s read, {self.gemm / 1e9:.0f} GFLOP/s in a square product"
+
+
+def rates() -> Rates:
+    """Of this process, with the cores that it has."""
+    return Rates(read_rate(), gemm_rate())
+
+
+def check_same(what: str, found: Any, expected: Any, *, tolerance: float) -> str:
+    """How far two answers are apart, relative to the largest number, for the note of a row.
+
+    Raises:
+      ValueError: by more than the tolerance: what gives another answer is not timed.
+    """
+    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    apart = float(np.max(np.abs(one - other)) / max(np.max(np.abs(other)), np.finfo(np.float64).tiny))
+    if not apart <= tolerance:
+        raise ValueError(f"{what}: answers must agree to {tolerance:.0e} before they are timed, got {apart:.1e}")
+    return f"answers {apart:.0e} apart"
+
+
+def reading(num_bytes: int = 2**28) -> tuple[Callable[[], Any], int]:
+    """A program that reads two arrays in `<x, y>`, and the bytes of both: the floor of whatever is bound by memory.
 
     Nothing is written: on a CPU a triad into fresh pages runs at a fraction of this, and would pass for a floor
     that programs then beat.
     """
     x = jnp.ones(num_bytes // 4, jnp.float32)
-    product = jax.jit(lambda x, y: jnp.sum(x * y))
     y = x + 1
+    product = jax.jit(lambda x, y: jnp.sum(x * y))
     jax.block_until_ready(product(x, y))
-    return 2 * num_bytes / min(once(lambda: product(x, y))[0] for _ in range(9))
+    return lambda: product(x, y), 2 * num_bytes
 
 
-def gemm_rate(size: int = 2048) -> float:
-    """Floating point operations a second of a square float32 matrix product: the floor of whatever computes."""
+def multiplying(size: int = 2048) -> tuple[Callable[[], Any], int]:
+    """A square float32 matrix product, and its operations: the floor of whatever computes."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(x, x))
-    return 2 * size**3 / min(once(lambda: product(x, x))[0] for _ in range(9))
+    return lambda: product(x, x), 2 * size**3
+
+
+def read_rate() -> float:
+    """Bytes a second that this machine reads, at best."""
+    program, num_bytes = reading()
+    return num_bytes / min(once(program)[0] for _ in range(9))
+
+
+def gemm_rate() -> float:
+    """Floating point operations a second of a square float32 matrix product, at best."""
+    program, flop = multiplying()
+    return flop / min(once(program)[0] for _ in range(9))
 
 
 def peak_bytes(module: str, *arguments: str) -> int:

@@ -3,12 +3,19 @@
 import json
 import math
 import operator
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Ratio, Timing, median_of
+
+Measure = Callable[..., Iterator["Row"]]
 
 _SIDES = {"<=": operator.le, ">=": operator.ge}
 
@@ -67,18 +74,62 @@ def skipped(what: str, why: str) -> Row:
     return Row(what, note=f"skipped: {why}")
 
 
+def needs(*packages: str) -> Callable[[Measure], Measure]:
+    """Of a function that measures beside a peer: one skipped row in its place where a package is not installed."""
+
+    def wrap(measure: Measure) -> Measure:
+        @wraps(measure)
+        def rows(*arguments: Any) -> Iterator[Row]:
+            absent = [package for package in packages if find_spec(package) is None]
+            if absent:
+                question = (measure.__doc__ or measure.__name__).partition("\n")[0].rstrip(".")
+                yield skipped(question, f"{' and '.join(absent)} not installed")
+            else:
+                yield from measure(*arguments)
+
+        vars(rows)["packages"] = packages
+        return rows
+
+    return wrap
+
+
 def write(path: Path, rows: Iterable[Row]) -> None:
     """One JSON line for each row; NaN is null."""
-    lines = [json.dumps({name: _plain(value) for name, value in asdict(row).items()}) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{_line(row)}\n" for row in rows), encoding="utf-8")
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a file that `write` made."""
+    return [_row(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def show(rows: Iterable[Row]) -> None:
+    """JSON lines on standard output, for the process that asked with `from_process`."""
+    for row in rows:
+        print(_line(row), flush=True)
+
+
+def from_process(module: str, *arguments: object, environment: dict[str, str] | None = None) -> list[Row]:
+    """The rows that `python -m module arguments` shows, in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return [_row(line) for line in run.stdout.splitlines()]
+
+
+def _line(row: Row) -> str:
+    return json.dumps({name: _plain(value) for name, value in asdict(row).items()})
+
+
+def _row(line: str) -> Row:
     numbers = {name for name, kind in Row.__annotations__.items() if kind is float}
-    documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Row(**{name: math.nan if name in numbers and value is None else value for name, value in document.items()})
-            for document in documents]  # fmt: skip
+    document = json.loads(line)
+    return Row(**{name: math.nan if name in numbers and value is None else value for name, value in document.items()})
+
+
+def verdicts(rows: Iterable[Row]) -> str:
+    """How many goals were met, and how many not, in words."""
+    found = Counter(row.verdict for row in rows)
+    return ", ".join(f"{found[verdict]} {verdict}" for verdict in ("met", "missed", "not certain"))
 
 
 def table(rows: Sequence[Row]) -> list[str]:
