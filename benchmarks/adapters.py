@@ -87,7 +87,9 @@ def measure() -> Iterator[Row]:
     for chunk, timing in zip(runs, each, strict=True):
         yield timed(f"a gradient of each of {NUM_TASKS} tasks, {chunk} at a time", timing, floor=floor, note=note)
         goal = "<= 1.15" if chunk == NUM_TASKS else ""
-        yield compared(f"the same / one gradient, {chunk} at a time, wall", harness.ratio(timing.wall_s, one.wall_s), goal=goal)
+        yield compared(
+            f"the same / one gradient, {chunk} at a time, wall", harness.ratio(timing.wall_s, one.wall_s), goal=goal
+        )
     yield from recording(loss, factors, jax.tree.map(lambda x: x[:2].reshape(-1, LENGTH), tasks))
 
 

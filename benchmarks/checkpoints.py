@@ -62,7 +62,9 @@ def of_model(name: str, scratch: Path) -> Iterator[Row]:
     result, largest = (count(leaf.nbytes for leaf in jax.tree.leaves(params)) for count in (sum, max))
     embedding = max(expected.values(), key=np.size)
     again = load_hf(export_hf(model, params, scratch / "again"))[1]
-    if not np.array_equal(params["embedding"], embedding) or trees.content_digest(again) != trees.content_digest(params):
+    if not np.array_equal(params["embedding"], embedding) or trees.content_digest(again) != trees.content_digest(
+        params
+    ):
         raise ValueError(f"{name}: what is loaded, and loaded again from an export, must have the same bits")
     content = np.zeros(result, np.uint8)
     loading, reading, exporting, writing = harness.interleave(

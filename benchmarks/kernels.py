@@ -116,8 +116,10 @@ def scaling() -> Iterator[Row]:
         )
         at = f"P = {num_params:,}, k = {rank}"
         yield timed(f"capture, {at}", captured, floor=rates.floor_s(num_bytes=4 * (rank + 1) * num_params))
-        yield timed(f"krylov of a diagonal operator, {at}", krylov,
-                    floor=rates.floor_s(num_bytes=4 * rank**2 * num_params), note="two reads of the rows so far a step")  # fmt: skip
+        floor = rates.floor_s(num_bytes=4 * rank**2 * num_params)
+        yield timed(
+            f"krylov of a diagonal operator, {at}", krylov, floor=floor, note="two reads of its rows at each step"
+        )
 
 
 @needs("sklearn")

@@ -191,7 +191,9 @@ def memory(name: str, size: str) -> Iterator[Row]:
     """The most memory that a run adds, beside that of its basis."""
     size_bytes = 4 * RANK * trees.size(problem(size)[0])
     peak = harness.peak_bytes("benchmarks.lanczos", size, name)
-    yield Row(f"{name}: peak memory / the basis, P = {size}", peak / size_bytes, floor=1, note="in a process of its own")
+    yield Row(
+        f"{name}: peak memory / the basis, P = {size}", peak / size_bytes, floor=1, note="in a process of its own"
+    )
 
 
 @needs("matfree")

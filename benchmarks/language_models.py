@@ -70,7 +70,9 @@ def compiling() -> Iterator[Row]:
     for num, seconds in found.items():
         yield Row(f"compiling the loss and its gradient, {num} layers", seconds, "s")
     few, many = NUM_LAYERS[0], NUM_LAYERS[-1]
-    yield Row(f"the same, {many} layers / {few} layers", found[many] / found[few], goal="<= 1.5", note="one run of each")
+    yield Row(
+        f"the same, {many} layers / {few} layers", found[many] / found[few], goal="<= 1.5", note="one run of each"
+    )
 
 
 def num_products() -> int:

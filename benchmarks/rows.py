@@ -143,7 +143,8 @@ def _cells(row: Row) -> list[str]:
     goal = f"{row.goal}: {row.verdict}" if row.verdict else row.goal
     interval = "" if math.isnan(row.low) else f"{row.low:.3g} to {row.high:.3g}"
     measured, floor = ("" if math.isnan(number) else f"{number:.3g}{unit}" for number in (row.value, row.floor))
-    return [row.what, measured, interval, str(row.num_runs) if measured else "", goal, floor, row.note]
+    what, note = (text.replace("|", "\\|") for text in (row.what, row.note))
+    return [what, measured, interval, str(row.num_runs) if measured else "", goal, floor, note]
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ passes alone, at this machine's rate for a square one.
 Second question: what does the null of a cosine map cost, all levels by eight tokens of the prompt by 1,000 shuffled
 labellings, beside a loop over labellings, each a gradient and a pushforward (goal: tens of times less)? A random Qwen2
 of 5 layers of width 64, 64 prompts to fit on and 32 held out, of 24 tokens. The loop is run for 10 labellings and
-counted a hundred times. The floor is the products of its passes: forward, and twice that backward, for each prompt to fit
-on, and for each of them a tangent through the held-out ones; those of the 1,000 labellings are half as much again.
+counted a hundred times. The floor is the products of its passes: forward, and twice that backward, for each prompt to
+fit on, and for each of them a tangent through the held-out ones; those of the 1,000 labellings are half as much again.
 
 Third question: what do contrast vectors (CAA) of every level cost beside the library steering-vectors, from the same
 weights and 64 pairs of prompts of one length, on a GPT-2 of 6 layers of width 256?

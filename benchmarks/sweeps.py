@@ -103,11 +103,11 @@ def noise_free(problem: Problem) -> Problem:
     return problem._replace(family=search.LeafFamily(name="noise-free", digest="", noise=noise), programs={})
 
 
-def forward_flop() -> int:
+def forward_flop(num_rows: int = NUM_ROWS) -> int:
     """Floating point operations with a weight in one loss of the transformer."""
     width = SPEC.width
     num_products = SPEC.num_layers * (4 * width * width + 2 * width * SPEC.mlp_width) + width * SPEC.vocab_size
-    return 2 * num_products * NUM_ROWS * (digits.row_length(8) - 1)
+    return 2 * num_products * num_rows * (digits.row_length(8) - 1)
 
 
 def cost(problem: Problem, sweep: search.Sweep) -> Cost:
@@ -257,22 +257,26 @@ def cores(num_draws: int, num_pairs: int) -> Iterator[Row]:
         yield skipped(what, "there is only one core here")
         return
     with ExitStack() as stack:
-        one, two = (stack.enter_context(_Server(num_cores, num_draws)) for num_cores in (1, 2))
+        one, two = (stack.enter_context(Server(num_cores, num_draws)) for num_cores in (1, 2))
         single, double = harness.in_turn(one.cost, two.cost, num_pairs=num_pairs)
     for num_cores, timing in ((1, single), (2, double)):
         yield timed(f"{2 * num_draws} losses, {num_cores} core(s)", timing)
     yield compared(what, harness.ratio(single.wall_s, double.wall_s), goal=">= 1.8", floor=2)
 
 
-class _Server:
-    """A process on so many cores that scores when it is told to."""
+class Server:
+    """A process that scores the transformer when it is told to, on so many cores (None: all) and virtual devices."""
 
-    def __init__(self, num_cores: int, num_draws: int):
+    def __init__(self, num_cores: int | None, num_draws: int, num_rows: int = NUM_ROWS, num_devices: int | None = None):
         self._command = [sys.executable, "-m", "benchmarks.sweeps", "serve"]
-        self._command += ["--draws", str(num_draws), "--cores", str(num_cores)]
+        self._command += ["--draws", str(num_draws), "--rows", str(num_rows)]
+        self._command += [] if num_cores is None else ["--cores", str(num_cores)]
+        self._environment = os.environ | ({} if num_devices is None else {"JAX_NUM_CPU_DEVICES": str(num_devices)})
 
-    def __enter__(self) -> "_Server":
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __enter__(self) -> "Server":
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
         self.cost()  # the warm-up
         return self
 
@@ -291,9 +295,9 @@ class _Server:
         return wall, cpu
 
 
-def serve(num_draws: int) -> None:
-    """What `_Server` starts: a line for each line."""
-    problem = transformer()
+def serve(num_draws: int, num_rows: int) -> None:
+    """What `Server` starts: a line for each line."""
+    problem = transformer(num_rows)
     for _ in sys.stdin:
         print(*cost(problem, problem.sweep(num_draws)), flush=True)
 
@@ -356,11 +360,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int)
     parser.add_argument("--pairs", type=int, default=harness.NUM_PAIRS)
     parser.add_argument("--cores", type=int)
+    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="of `serve`")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])  # before the first device is made
     meshes.use_all_cpu_cores()
     if arguments.name == "serve":
-        serve(arguments.draws)
+        serve(arguments.draws, arguments.rows)
     else:
         part, num_draws = PARTS[arguments.name]
         show(part(arguments.draws or num_draws, arguments.pairs))

@@ -47,7 +47,12 @@ def measure() -> Iterator[Row]:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         found, looped = task_gradients(loss, params, stacked), [single(params, part) for part in parts]
-        each = harness.check_same("gradients of tasks", flat(found), flat(jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)), tolerance=TOLERANCE)
+        each = harness.check_same(
+            "gradients of tasks",
+            flat(found),
+            flat(jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)),
+            tolerance=TOLERANCE,
+        )
         mean = flat(jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found))
         whole = harness.check_same("their mean", mean, flat(single(params, together)), tolerance=TOLERANCE)
         ours, loop, one = harness.interleave(
@@ -56,6 +61,8 @@ def measure() -> Iterator[Row]:
             lambda t=together: single(params, t),
         )
         yield timed(f"gradients of {num} tasks", ours, floor=num * floor_one)
-        yield compared(f"beside a loop of {num} calls", harness.ratio(ours.wall_s, loop.wall_s), goal="<= 1.15", note=each)
+        yield compared(
+            f"beside a loop of {num} calls", harness.ratio(ours.wall_s, loop.wall_s), goal="<= 1.15", note=each
+        )
         yield compared(f"beside one gradient of all rows of {num} tasks", harness.ratio(ours.wall_s, one.wall_s),
                        goal="<= 1.15", note=whole)  # fmt: skip
