@@ -61,7 +61,7 @@ def of_model(name: str, scratch: Path) -> Iterator[Row]:
     model, params = load_hf(folder)
     result, largest = (count(leaf.nbytes for leaf in jax.tree.leaves(params)) for count in (sum, max))
     embedding = max(expected.values(), key=np.size)
-    again = load_hf(export_hf(model, params, scratch / "again"))[1]
+    again = load_hf(export_hf(model, params, scratch / f"{name}-again"))[1]
     if not np.array_equal(params["embedding"], embedding) or trees.content_digest(again) != trees.content_digest(
         params
     ):
