@@ -77,6 +77,7 @@ def test_rows_are_the_same_after_a_file(tmp_path):
         rows.skipped("d", "not installed"),
     ]
     rows.write(tmp_path / "rows.jsonl", found)
+    assert "NaN" not in (tmp_path / "rows.jsonl").read_text()  # which is no JSON
     assert repr(rows.read(tmp_path / "rows.jsonl")) == repr(found)  # NaN is not equal to itself
 
 
