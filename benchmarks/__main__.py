@@ -6,6 +6,7 @@ command goes on with `--resume`. The page of the machine is drawn from the rows 
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -60,11 +61,13 @@ def _file(kept: Path, name: str) -> Path:
 
 def _run(name: str, kept: Path) -> int:
     """Measure one benchmark in a process of its own; returns its exit status."""
-    began = time.monotonic()
+    began, before = time.monotonic(), os.times()
     print(f"{name} ...", flush=True)
     command = [sys.executable, "-m", "benchmarks", name, "--measure", str(_file(kept, name))]
     status = subprocess.run(command, check=False).returncode
-    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"{name}: {time.monotonic() - began:.0f} s, {cpu_s:.0f} s of CPU", flush=True)
     return status
 
 

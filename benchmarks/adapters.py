@@ -34,7 +34,7 @@ NUM_TASKS, NUM_ROWS, LENGTH, RANK, NUM_STEPS = 8, 2, 32, 8, 4
 TOLERANCE = 1e-4
 """Of gradients, relative to their largest number: the same float32 sums in other orders."""
 STEP_TOLERANCE = 1e-2
-"""Of Adam's steps, likewise: it divides by the size of each gradient, and so makes much of the rounding of small ones."""
+"""Of Adam's steps, likewise: it divides by the size of each gradient, and the rounding of small ones grows."""
 
 
 def batches() -> Batch:
