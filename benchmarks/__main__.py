@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -22,6 +23,9 @@ from lacuna.reports import rundir
 NAMES = (
     "startup", "kernels", "lanczos", "pipelines", "task_gradients", "adapters", "language_models", "checkpoints",
     "sweeps", "search_peers", "language_sweeps", "steering",
+)  # fmt: skip
+PEERS = (
+    "matfree", "laplax", "scipy", "scikit-learn", "evosax", "torch", "transformers", "steering-vectors",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,12 +51,20 @@ def main() -> int:
     failed = [
         name for name in given.names or NAMES if not (given.resume and _file(kept, name).exists()) and _run(name, kept)
     ]
-    versions = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
-    head = [f"# {environment['machine']}", "", f"{jax.default_backend()}; {versions}.", ""]
+    versions = ", ".join(f"{package} {number}" for package, number in environment["packages"].items())
+    peers = ", ".join(f"{package} {_version(package)}" for package in PEERS)
+    head = [f"# {environment['machine']}", "", f"{jax.default_backend()}; {versions}. Peers: {peers}.", ""]
     page = given.to / f"{machine}.md"
     page.write_text("\n".join([*head, *drawn(kept)]), encoding="utf-8")
     print(f"{page}" + f"; failed: {', '.join(failed)}" * bool(failed))
     return 1 if failed else 0
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _file(kept: Path, name: str) -> Path:
@@ -85,7 +97,7 @@ def drawn(kept: Path) -> list[str]:
     found = {name: rows.read(_file(kept, name)) for name in NAMES if _file(kept, name).exists()}
     every = [row for part in found.values() for row in part]
     open_goals = [row for row in every if row.verdict in {"missed", "not certain"}]
-    lines = [f"Goals: {rows.verdicts(every)}; a goal is met or missed where all of the interval is.", ""]
+    lines = [f"Goals: {rows.verdicts(every)}; met or missed is what the whole of the 90 % interval says.", ""]
     if open_goals:
         lines += ["## Goals missed, or not certain", "", *rows.table(open_goals), ""]
     for name, part in found.items():
