@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NUM_PAIRS = 9
+NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 60.0
+"""Programs run nine times each; where that takes too long, three times at least."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,23 @@ def once(program: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def interleave(*programs: Callable[[], Any], num_pairs: int = NUM_PAIRS) -> list[Timing]:
-    """Run the programs in turn, `num_pairs` times each after one warm-up; one `Timing` for each."""
+def interleave(*programs: Callable[[], Any]) -> list[Timing]:
+    """Run the programs in turn after one warm-up each, as often as `in_turn` does; one `Timing` for each."""
     for program in programs:
         jax.block_until_ready(program())
-    return in_turn(*(partial(once, program) for program in programs), num_pairs=num_pairs)
+    return in_turn(*(partial(once, program) for program in programs))
 
 
-def in_turn(*measures: Callable[[], tuple[float, float]], num_pairs: int = NUM_PAIRS) -> list[Timing]:
-    """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up."""
-    runs = np.asarray([[measure() for measure in measures] for _ in range(num_pairs)])
-    return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(measures))]
+def in_turn(*measures: Callable[[], tuple[float, float]]) -> list[Timing]:
+    """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up.
+
+    They run `NUM_PAIRS` times each, or until patience ends.
+    """
+    runs, began = [], time.monotonic()
+    while len(runs) < NUM_PAIRS and (len(runs) < LEAST_PAIRS or time.monotonic() - began < PATIENCE_S):
+        runs.append([measure() for measure in measures])
+    each = np.asarray(runs)
+    return [Timing(each[:, i, 0], each[:, i, 1]) for i in range(len(measures))]
 
 
 def median_of(numbers: np.ndarray) -> tuple[float, float, float]:

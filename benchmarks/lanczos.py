@@ -5,8 +5,7 @@
 Question: what does an orthonormal Krylov basis of rank 32 cost at P = 5e5 and 1e7, and how far is that from the
 floor? Peers, on the same Hessian product: matfree's `tridiag_sym` and laplax's `lanczos_iterations`, both with full
 reorthogonalisation, and scipy's `eigsh` with 32 vectors, which stops once it has the largest eigenvalue. The floor is
-the products themselves, timed in turn, and two reads of the rows that are there at each step. At 1e7 three pairs:
-matfree takes many seconds.
+the products themselves, timed in turn, and two reads of the rows that are there at each step.
 """
 
 import argparse
@@ -26,7 +25,6 @@ from lacuna.derivatives import hvp
 
 RANK = 32
 WIDTHS = {"5e5": (506, 16), "1e7": (2200, 60)}
-NUM_PAIRS = {"5e5": harness.NUM_PAIRS, "1e7": 3}
 EPS = np.finfo(np.float32).eps
 RITZ_TOLERANCE = 1e-4
 """Of the largest Ritz value, between programs: the sums of a Hessian product are taken in other orders."""
@@ -141,9 +139,7 @@ def alone(size: str, rates: Rates) -> Iterator[Row]:
         return geometry.krylov(scale, start, rank=RANK)
 
     run = ours(size)
-    whole, bare, orthogonal = harness.interleave(
-        run, lambda: products(operator, start), on_diagonal, num_pairs=NUM_PAIRS[size]
-    )
+    whole, bare, orthogonal = harness.interleave(run, lambda: products(operator, start), on_diagonal)
     reads = rates.floor_s(num_bytes=4 * RANK**2 * num_params)
     at = f"P = {num_params:,}, rank {RANK}"
     yield timed(f"lacuna, {at}", whole, floor=float(np.median(bare.wall_s)) + reads, note="floor: products and reads")
@@ -158,7 +154,7 @@ def beside(name: str, size: str, peer: Callable[[], Any], ritz: Callable[[Any], 
     run = ours(size)
     matrix = np.asarray(run()[1].matrix, np.float64)
     note = harness.check_same(name, np.linalg.eigvalsh(matrix)[-1], ritz(peer()), tolerance=RITZ_TOLERANCE)
-    mine, theirs = harness.interleave(run, peer, num_pairs=NUM_PAIRS[size])
+    mine, theirs = harness.interleave(run, peer)
     at = f"P = {trees.size(problem(size)[0]):,}"
     yield timed(f"{name}, {at}", theirs)
     yield compared(f"lacuna / {name}, {at}, wall", harness.ratio(mine.wall_s, theirs.wall_s), note=note)

@@ -29,8 +29,6 @@ from lacuna.search.stepper import Stepper
 NUM_ROWS, LENGTH = 8, 16
 SIGMAS = (3e-4, 1e-3, 3e-3, 1e-2)
 NUM_BARE = 2
-NUM_PAIRS = 3
-"""Of a draw that serves eight candidates, which takes many seconds."""
 
 
 BASE_TOLERANCE = 1e-4
@@ -105,9 +103,7 @@ def rates() -> Iterator[Row]:
     for name, way in WAYS.items():
         stepper, num = _stepper(**way), _num(way)
         note = harness.check_same("the base point", stepper.base_score(), base, tolerance=BASE_TOLERANCE)
-        ours, bare = harness.interleave(
-            partial(stepper.run, 0, 1), _forwards(NUM_BARE), num_pairs=NUM_PAIRS if num > 1 else harness.NUM_PAIRS
-        )
+        ours, bare = harness.interleave(partial(stepper.run, 0, 1), _forwards(NUM_BARE))
         each = harness.Timing(ours.wall_s / num, ours.cpu_s / num)
         forward = harness.Timing(bare.wall_s / NUM_BARE, bare.cpu_s / NUM_BARE)
         yield timed(f"a candidate, {name}", each, floor=floor)

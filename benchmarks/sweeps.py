@@ -123,9 +123,8 @@ def cost(problem: Problem, sweep: search.Sweep) -> Cost:
     return wall_then - wall, cpu_then - cpu
 
 
-def million(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def million(num_draws: int) -> Iterator[Row]:
     """Time and memory of many draws of a small model, logged to a folder, with every default; once."""
-    del num_pairs
     problem = small()
     num_params = trees.size(problem.params)
     before, resident = harness.memory_bytes("VmRSS"), {}
@@ -187,15 +186,15 @@ def driver_and_scorer(problem: Problem, sweep: search.Sweep) -> tuple[float, flo
     return spent, everything_then - everything - spent
 
 
-def driver(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def driver(num_draws: int) -> Iterator[Row]:
     """The driver's share of a real sweep."""
     problem = transformer()
-    runs = np.asarray([driver_and_scorer(problem, problem.sweep(num_draws)) for _ in range(num_pairs)])
+    runs = np.asarray([driver_and_scorer(problem, problem.sweep(num_draws)) for _ in range(harness.NUM_PAIRS)])
     what = f"driver / scorer, CPU, {num_draws} draws, both signs, {jax.device_count()} devices"
     yield compared(what, harness.ratio(runs[:, 0], runs[:, 1]), goal="<= 0.02", floor=0)
 
 
-def one_core(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def one_core(num_draws: int) -> Iterator[Row]:
     """The price of noise on one core. Every program scores twice `num_draws` losses."""
     problem = transformer()
     free, both = noise_free(problem), problem.sweep(num_draws)
@@ -207,7 +206,7 @@ def one_core(num_draws: int, num_pairs: int) -> Iterator[Row]:
         "fresh noise for every loss": partial(cost, problem, fresh),
         "square product": partial(harness.once, product),
     }
-    forward, *noisy, products = harness.in_turn(*measures.values(), num_pairs=num_pairs)
+    forward, *noisy, products = harness.in_turn(*measures.values())
     peak = flop / products.cpu_s
     floor = 2 * num_draws * forward_flop() / float(np.median(peak))
     names = list(measures)
@@ -219,11 +218,11 @@ def one_core(num_draws: int, num_pairs: int) -> Iterator[Row]:
     share = harness.ratio(2 * num_draws * forward_flop() / peak, noisy[0].cpu_s)
     yield compared(f"one core: share of the square product's rate, {names[1]}", share, goal=">= 0.6", floor=1,
                    note=f"in turn with products at {np.median(peak) / 1e9:.0f} GFLOP/s")  # fmt: skip
-    yield from beside_torch(num_draws, num_pairs)
+    yield from beside_torch(num_draws)
 
 
 @needs("torch")
-def beside_torch(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def beside_torch(num_draws: int) -> Iterator[Row]:
     """Rates beside a torch loop that perturbs its weights in place, one core each."""
     import torch
 
@@ -244,13 +243,13 @@ def beside_torch(num_draws: int, num_pairs: int) -> Iterator[Row]:
             loops[f"{kind}, noise {'kept' if keep else 'drawn again'}"] = ours, partial(harness.once, loop)
     for name, (ours, loop) in loops.items():
         loop()  # the warm-up
-        mine, theirs = harness.in_turn(ours, loop, num_pairs=num_pairs)
+        mine, theirs = harness.in_turn(ours, loop)
         yield timed(f"one core: {2 * num_draws} losses, torch, {name}", theirs, cpu=True, note="CPU time")
         yield compared(f"lacuna's rate / rate of torch, {name}, CPU", harness.ratio(theirs.cpu_s, mine.cpu_s),
                        goal=">= 1.8", note=note)  # fmt: skip
 
 
-def cores(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def cores(num_draws: int) -> Iterator[Row]:
     """Rates on one core and on two, in two processes that wait for each other."""
     what = "losses a second, 2 cores / 1 core"
     if len(os.sched_getaffinity(0)) < 2:
@@ -258,7 +257,7 @@ def cores(num_draws: int, num_pairs: int) -> Iterator[Row]:
         return
     with ExitStack() as stack:
         one, two = (stack.enter_context(Server(num_cores, num_draws)) for num_cores in (1, 2))
-        single, double = harness.in_turn(one.cost, two.cost, num_pairs=num_pairs)
+        single, double = harness.in_turn(one.cost, two.cost)
     for num_cores, timing in ((1, single), (2, double)):
         yield timed(f"{2 * num_draws} losses, {num_cores} core(s)", timing)
     yield compared(what, harness.ratio(single.wall_s, double.wall_s), goal=">= 1.8", floor=2)
@@ -302,7 +301,7 @@ def serve(num_draws: int, num_rows: int) -> None:
         print(*cost(problem, problem.sweep(num_draws)), flush=True)
 
 
-def warm_start(num_draws: int, num_pairs: int) -> Iterator[Row]:
+def warm_start(num_draws: int) -> Iterator[Row]:
     """Seconds to the first score of two scripts that find everything compiled."""
     del num_draws
     problem = transformer()
@@ -312,7 +311,7 @@ def warm_start(num_draws: int, num_pairs: int) -> Iterator[Row]:
         file = Path(scratch) / "transformer.npz"
         np.savez(file, **{name: np.asarray(leaf) for name, leaf in leaves.items()})
         scripts = {"own loss, small model": [], "transformer from a `.npz`": [str(file)]}
-        runs = [[first_score(environment, given) for given in scripts.values()] for _ in range(1 + num_pairs)]
+        runs = [[first_score(environment, given) for given in scripts.values()] for _ in range(1 + harness.NUM_PAIRS)]
     steps = np.asarray(runs[1:])  # the first pair has compiled
     for i, name in enumerate(scripts):
         parts = steps[:, i]
@@ -335,7 +334,7 @@ def first_score(environment: dict[str, str], given: list[str]) -> list[float]:
     return [float(part) for part in run.stdout.split()]
 
 
-PARTS: dict[str, tuple[Callable[[int, int], Iterator[Row]], int]] = {
+PARTS: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {
     "million": (million, 1_000_000),
     "driver": (driver, 64),
     "one_core": (one_core, 12),
@@ -354,11 +353,10 @@ def measure() -> Iterator[Row]:
 
 
 def main() -> None:
-    """Some rows alone, smaller if so wished: `NAME --draws N --pairs N --cores N`."""
+    """Some rows alone, smaller if so wished: `NAME --draws N --cores N`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=[*PARTS, "serve"])
     parser.add_argument("--draws", type=int)
-    parser.add_argument("--pairs", type=int, default=harness.NUM_PAIRS)
     parser.add_argument("--cores", type=int)
     parser.add_argument("--rows", type=int, default=NUM_ROWS, help="of `serve`")
     arguments = parser.parse_args()
@@ -368,7 +366,7 @@ def main() -> None:
         serve(arguments.draws, arguments.rows)
     else:
         part, num_draws = PARTS[arguments.name]
-        show(part(arguments.draws or num_draws, arguments.pairs))
+        show(part(arguments.draws or num_draws))
 
 
 if __name__ == "__main__":

@@ -120,3 +120,18 @@ def test_answers_that_differ_are_not_timed():
         harness.check_same("x", [1.0, 2.01], [1.0, 2.0], tolerance=1e-3)
     with pytest.raises(ValueError, match="nan"):
         harness.check_same("x", [np.nan], [1.0], tolerance=1e-3)
+
+
+def test_programs_run_in_turn_nine_times_and_three_times_where_patience_ends(monkeypatch):
+    order = []
+
+    def measure(name):
+        order.append(name)
+        return 1.0, 2.0
+
+    one, other = harness.in_turn(lambda: measure("a"), lambda: measure("b"))
+    assert order == ["a", "b"] * 9
+    assert one.wall_s.tolist() == [1.0] * 9
+    assert other.cpu_s.tolist() == [2.0] * 9
+    monkeypatch.setattr(harness, "PATIENCE_S", 0.0)
+    assert len(harness.in_turn(lambda: measure("a"))[0].wall_s) == 3
