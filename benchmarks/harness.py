@@ -81,15 +81,17 @@ def interleave(*programs: Callable[[], Any]) -> list[Timing]:
 
 
 def in_turn(*measures: Callable[[], tuple[float, float]]) -> list[Timing]:
-    """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up.
-
-    They run `NUM_PAIRS` times each, or until patience ends.
-    """
-    runs, began = [], time.monotonic()
-    while len(runs) < NUM_PAIRS and (len(runs) < LEAST_PAIRS or time.monotonic() - began < PATIENCE_S):
-        runs.append([measure() for measure in measures])
-    each = np.asarray(runs)
+    """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up."""
+    each = np.asarray(repeated(lambda: [measure() for measure in measures]))
     return [Timing(each[:, i, 0], each[:, i, 1]) for i in range(len(measures))]
+
+
+def repeated(measure: Callable[[], Any]) -> list[Any]:
+    """What a measurement gives `NUM_PAIRS` times, or until patience ends."""
+    found, began = [], time.monotonic()
+    while len(found) < NUM_PAIRS and (len(found) < LEAST_PAIRS or time.monotonic() - began < PATIENCE_S):
+        found.append(measure())
+    return found
 
 
 def median_of(numbers: np.ndarray) -> tuple[float, float, float]:

@@ -189,7 +189,7 @@ def driver_and_scorer(problem: Problem, sweep: search.Sweep) -> tuple[float, flo
 def driver(num_draws: int) -> Iterator[Row]:
     """The driver's share of a real sweep."""
     problem = transformer()
-    runs = np.asarray([driver_and_scorer(problem, problem.sweep(num_draws)) for _ in range(harness.NUM_PAIRS)])
+    runs = np.asarray(harness.repeated(lambda: driver_and_scorer(problem, problem.sweep(num_draws))))
     what = f"driver / scorer, CPU, {num_draws} draws, both signs, {jax.device_count()} devices"
     yield compared(what, harness.ratio(runs[:, 0], runs[:, 1]), goal="<= 0.02", floor=0)
 
@@ -311,8 +311,10 @@ def warm_start(num_draws: int) -> Iterator[Row]:
         file = Path(scratch) / "transformer.npz"
         np.savez(file, **{name: np.asarray(leaf) for name, leaf in leaves.items()})
         scripts = {"own loss, small model": [], "transformer from a `.npz`": [str(file)]}
-        runs = [[first_score(environment, given) for given in scripts.values()] for _ in range(1 + harness.NUM_PAIRS)]
-    steps = np.asarray(runs[1:])  # the first pair has compiled
+        starts = [partial(first_score, environment, given) for given in scripts.values()]
+        for start in starts:
+            start()  # which compiles
+        steps = np.asarray(harness.repeated(lambda: [start() for start in starts]))
     for i, name in enumerate(scripts):
         parts = steps[:, i]
         interpreter, import_jax, import_search, problem_s, compiled, scored = np.median(parts, axis=0)
@@ -336,8 +338,8 @@ def first_score(environment: dict[str, str], given: list[str]) -> list[float]:
 
 PARTS: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {
     "million": (million, 1_000_000),
-    "driver": (driver, 64),
-    "one_core": (one_core, 12),
+    "driver": (driver, 128),
+    "one_core": (one_core, 8),
     "cores": (cores, 32),
     "warm_start": (warm_start, 0),
 }
