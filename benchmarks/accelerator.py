@@ -20,14 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness, shapes
+from benchmarks import harness, rows, shapes
+from benchmarks.rows import Row, skipped
 from lacuna import geometry, keys, meshes, search, trees
 from lacuna.reports import rundir
 from lacuna.search.plan import flops, plan_sweep
 from lacuna.types import Batch, Params
 
-MARKS = {"gpt2": (150, 383), "qwen2.5-0.5b": (45, 96.5), "qwen2.5-7b": (4, 6.8)}
-"""Candidates a second at 64 x 128 tokens: a first mark, and the roofline at 790 TFLOP/s."""
+MARKS = {"gpt2": 150, "qwen2.5-0.5b": 45, "qwen2.5-7b": 4}
+"""Candidates a second at 64 x 128 tokens: a first mark."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +86,24 @@ def forward_rate(objective: Any, params: Params, batch: Batch, *, seconds: float
     return num / (time.perf_counter() - began)
 
 
-def sweeps(
-    name: str, arguments: argparse.Namespace, peak: float, left: Callable[[], float]
-) -> Iterator[dict[str, str]]:
-    """Rows of the table for one model."""
+def sweeps(name: str, arguments: argparse.Namespace, peak: float, left: Callable[[], float]) -> Iterator[Row]:
+    """Candidates a second of one model."""
     options = {"num_rows": arguments.rows, "length": arguments.length, "dtype": jnp.dtype(arguments.dtype)}
     try:
         found = shapes.problem(name, **options)
         plain = shapes.objective(found.model, chunk=arguments.chunk)
         base = forward_rate(plain, found.params, found.batch, seconds=arguments.seconds)
     except Exception as fault:  # a device says in many ways that it is full
-        yield {"model": name, "noise": "", "candidates/s": f"left out: {_first_line(fault)}"}
+        yield skipped(name, _first_line(fault))
         return
     each = flops(plain.loss, found.params, found.batch)
-    row = {"model": name, "noise": "none", "candidates/s": f"{base:.3g}", "of the peak": f"{each * base / peak:.0%}"}
-    yield row | {"GFLOP each": f"{each / 1e9:,.0f}", **_marks(name, arguments, base)}
+    goal = f">= {MARKS[name]}" if (arguments.rows, arguments.length) == (64, 128) else ""
+    share = f"{each * base / peak:.0%} of the peak, {each / 1e9:,.0f} GFLOP each"
+    yield Row(f"{name}: forward passes without noise", base, "1/s", floor=peak / each, note=share)
     for way in WAYS:
+        what = f"{name}: candidates, {way.name}"
         if left() < 30:
-            yield {"model": name, "noise": way.name, "candidates/s": "left out: no time"}
+            yield skipped(what, "no time")
             continue
         family = (partial(search.low_rank, 1) if way.low_rank else search.gaussian)(stacked=found.model.stacked)
         sweep = search.Sweep(family, (1e-3,), 10_000, antithetic=way.antithetic, width=way.width)
@@ -110,72 +111,52 @@ def sweeps(
         try:
             plan = plan_sweep(objective, found.params, found.batch, sweep, trial_s=arguments.seconds)
         except Exception as fault:
-            yield {"model": name, "noise": way.name, "candidates/s": f"left out: {_first_line(fault)}"}
+            yield skipped(what, _first_line(fault))
             continue
-        memory = plan.params_bytes + plan.working_bytes
-        yield {
-            "model": name,
-            "noise": way.name,
-            "candidates/s": f"{plan.rate:.3g}",
-            "of the peak": f"{each * plan.rate / peak:.0%}",
-            "noise's share of the time": f"{1 - plan.rate / base:.0%}",
-            "memory": f"{memory / 1e9:.3g} GB",
-            "compiled in": f"{plan.compile_s:.0f} s",
-            **_marks(name, arguments, plan.rate),
-        }
+        note = (
+            f"{each * plan.rate / peak:.0%} of the peak; noise takes {1 - plan.rate / base:.0%} of the time; "
+            f"{(plan.params_bytes + plan.working_bytes) / 1e9:.3g} GB; compiled in {plan.compile_s:.0f} s"
+        )
+        yield Row(what, plan.rate, "1/s", goal=goal, floor=peak / each, note=note)
 
 
-def _marks(name: str, arguments: argparse.Namespace, rate: float) -> dict[str, str]:
-    """The share of the first mark and of the roofline, which are those of 64 x 128 tokens."""
-    if (arguments.rows, arguments.length) != (64, 128):
-        return {}
-    mark, roof = MARKS[name]
-    return {"of the mark": f"{rate / mark:.0%} of {mark}", "of the roofline": f"{rate / roof:.0%} of {roof}"}
-
-
-def kernels(num_params: int, copied: float, *, rank: int = 16) -> Iterator[dict[str, str]]:
+def kernels(num_params: int, copied: float, *, rank: int = 16) -> Iterator[Row]:
     """Geometry kernels on rows of so many numbers, beside the bytes that they must read."""
     key = keys.root(0)
     like = {"a": jnp.zeros((num_params // 2,)), "b": jnp.zeros((num_params // 2048, 1024))}
-    rows = jax.jit(
+    stacked = jax.jit(
         lambda key: trees.map_named(
             lambda name, leaf: jax.random.normal(keys.leaf(key, name), (rank, *leaf.shape)), like
         )
     )(key)
-    delta = jax.tree.map(lambda leaf: leaf[0], rows)
-    basis = geometry.orthonormalise(rows)
+    delta = jax.tree.map(lambda leaf: leaf[0], stacked)
+    basis = geometry.orthonormalise(stacked)
     size = 4 * trees.size(like)
     programs: dict[str, tuple[Callable[[], Any], float]] = {
-        "gram": (lambda: geometry.gram(rows), rank * size),
+        "gram": (lambda: geometry.gram(stacked), rank * size),
         "capture": (lambda: geometry.capture(basis, delta), (rank + 1) * size),
-        "prefix_captures": (lambda: geometry.prefix_captures(rows, delta), (rank + 1) * size),
-        "orthonormalise": (lambda: geometry.orthonormalise(rows), 2 * rank * size),
+        "prefix_captures": (lambda: geometry.prefix_captures(stacked, delta), (rank + 1) * size),
+        "orthonormalise": (lambda: geometry.orthonormalise(stacked), 2 * rank * size),
         "sketch of 4,096": (lambda: geometry.Sketch(key, 4096)(delta), size),
     }
     for name, (program, least) in programs.items():
+        what = f"{name}, P = {num_params:,}, k = {rank}"
         try:
-            jax.block_until_ready(program())
-            rate = least / min(harness.once(program)[0] for _ in range(5))
+            (timing,) = harness.interleave(program)
         except Exception as fault:
-            yield {"kernel": name, "GB/s": f"left out: {_first_line(fault)}"}
+            yield skipped(what, _first_line(fault))
             continue
-        yield {"kernel": name, "least bytes": f"{least / 1e9:.2g} GB", "GB/s": f"{rate / 1e9:.0f}",
-               "of a copy": f"{rate / copied:.0%}"}  # fmt: skip
+        rate, low, high = harness.median_of(least / timing.wall_s / 1e9)
+        note = f"{least / 1e9:.2g} GB at least; {1e9 * rate / copied:.0%} of a copy"
+        yield Row(what, rate, "GB/s", low, high, len(timing.wall_s), floor=copied / 1e9, note=note)
 
 
 def _first_line(fault: Exception) -> str:
     return (str(fault).splitlines() or [type(fault).__name__])[0][:80]
 
 
-def table(rows: list[dict[str, str]]) -> list[str]:
-    """Rows as Markdown; what a row has not is left empty."""
-    heads = list(dict.fromkeys(head for row in rows for head in row))
-    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 def main() -> None:
-    """Measure, print the tables, and keep them in a file if one is named."""
+    """Measure, print the rows, and keep them in a file if one is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=[*shapes.CONFIGS], default=[*shapes.CONFIGS])
     parser.add_argument("--rows", type=int, default=64, help="that every candidate is scored on")
@@ -186,7 +167,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=570.0, help="seconds that all of it may take")
     parser.add_argument("--size", type=int, default=4096, help="of the matrix product")
     parser.add_argument("--kernel-params", type=int, default=2**26, help="numbers in a row of the geometry kernels")
-    parser.add_argument("--out", type=Path, help="file to write the tables to")
+    parser.add_argument("--out", type=Path, help="file for the JSON lines")
     arguments = parser.parse_args()
     began = time.monotonic()
 
@@ -200,15 +181,14 @@ def main() -> None:
         f"{machine['device_kind']}; {machine['machine']}; jax {jax.__version__}: a square {arguments.dtype} product of "
         f"{arguments.size} runs at {peak / 1e12:.3g} TFLOP/s, a copy at {copied / 1e9:.0f} GB/s.\n"
     )
-    rows: list[dict[str, str]] = []
-    for name in arguments.models:
-        rows += sweeps(name, arguments, peak, left)
-        print(f"{name}: {arguments.limit - left():.0f} s so far", flush=True)
-    text = [f"{arguments.rows} x {arguments.length} tokens for each candidate.", "", *table(rows), ""]
-    text += table([*kernels(arguments.kernel_params, copied)])
-    print("\n".join(text))
+    found: list[Row] = []
+    for part in (*(sweeps(name, arguments, peak, left) for name in arguments.models),
+                 kernels(arguments.kernel_params, copied)):  # fmt: skip
+        for row in part:
+            found.append(row)
+            print("\n".join(rows.table(found) if len(found) == 1 else rows.table([row])[2:]), flush=True)
     if arguments.out is not None:
-        arguments.out.write_text("\n".join(["# Accelerator", "", *text, ""]), encoding="utf-8")
+        rows.write(arguments.out, found)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ matrices are turned on their way in and out, GPT-2's are not.
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 
 from benchmarks import full_size, harness
+from benchmarks.rows import Row, compared, timed
+from lacuna import trees
 from lacuna.checkpoints import export_hf, load_hf
 
 TITLES = {"gpt2": "GPT-2", "qwen": "Qwen2.5-0.5B"}
@@ -50,14 +53,19 @@ def exported(model: Any, params: Any, scratch: Path) -> None:
     folder.rmdir()
 
 
-def rows(name: str, scratch: Path) -> list[str]:
-    """The lines of one model."""
+def of_model(name: str, scratch: Path) -> Iterator[Row]:
+    """The rows of one model."""
     folder = scratch / name
-    full_size.MODELS[name](folder)
+    expected = full_size.MODELS[name](folder)
     file = folder / "model.safetensors"
     model, params = load_hf(folder)
-    result = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    result, largest = (count(leaf.nbytes for leaf in jax.tree.leaves(params)) for count in (sum, max))
+    embedding = max(expected.values(), key=np.size)
+    again = load_hf(export_hf(model, params, scratch / f"{name}-again"))[1]
+    if not np.array_equal(params["embedding"], embedding) or trees.content_digest(again) != trees.content_digest(
+        params
+    ):
+        raise ValueError(f"{name}: what is loaded, and loaded again from an export, must have the same bits")
     content = np.zeros(result, np.uint8)
     loading, reading, exporting, writing = harness.interleave(
         lambda: load_hf(folder)[1],
@@ -65,24 +73,23 @@ def rows(name: str, scratch: Path) -> list[str]:
         lambda: exported(model, params, scratch),
         lambda: write_whole(content, scratch / "floor"),
     )
+    title = f"{TITLES[name]}, {result / 1e6:.0f} MB"
+    for what, timing, floor, note in (
+        ("load", loading, reading, "floor: the bytes read"),
+        ("export", exporting, writing, "floor: the bytes written to the same disk"),
+    ):
+        yield timed(f"{title}: {what}", timing, floor=float(np.median(floor.wall_s)), note=note)
+        yield compared(f"{title}: {what} / floor, wall", harness.ratio(timing.wall_s, floor.wall_s))
     peak = harness.peak_bytes("benchmarks.checkpoints", str(folder))
-    beyond = f"{(peak - result) / 1e6:.0f} MB = {(peak - result) / largest:.2f} of the largest leaf"
-    return [
-        f"| {TITLES[name]}, {result / 1e6:.0f} MB | load | {loading} | {reading} | "
-        f"{harness.ratio(loading.wall_s, reading.wall_s)} | result + {beyond} ({largest / 1e6:.0f} MB) |",
-        f"| | export | {exporting} | {writing} | {harness.ratio(exporting.wall_s, writing.wall_s)} | |",
-    ]
+    note = f"the largest leaf has {largest / 1e6:.0f} MB"
+    yield Row(f"{title}: memory of the host beyond the result", (peak - result) / 1e6, "MB", floor=0, note=note)
 
 
-def report() -> list[str]:
-    """The lines of the report."""
+def measure() -> Iterator[Row]:
+    """The rows."""
     with tempfile.TemporaryDirectory(dir=".") as scratch:
-        lines = [line for name in full_size.MODELS for line in rows(name, Path(scratch).resolve())]
-    head = [
-        "| model | what | time | floor: the bytes alone | ratio | peak memory of the host |",
-        "|---|---|---|---|---|---|",
-    ]
-    return [*head, *lines, ""]
+        for name in full_size.MODELS:
+            yield from of_model(name, Path(scratch).resolve())
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NUM_PAIRS = 9
+NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 60.0
+"""Programs run nine times each; where that takes too long, three times at least."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Ratio:
       high: its upper end.
       smallest: of the pairs.
       largest: of the pairs.
+      num_pairs: how many there are.
     """
 
     median: float
@@ -57,6 +59,7 @@ class Ratio:
     high: float
     smallest: float
     largest: float
+    num_pairs: int
 
     def __str__(self) -> str:
         spread = f"90 % interval {self.low:.3f} to {self.high:.3f}, all pairs {self.smallest:.3f} to {self.largest:.3f}"
@@ -70,47 +73,111 @@ def once(program: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def interleave(*programs: Callable[[], Any], num_pairs: int = NUM_PAIRS) -> list[Timing]:
-    """Run the programs in turn, `num_pairs` times each after one warm-up; one `Timing` for each."""
+def interleave(*programs: Callable[[], Any]) -> list[Timing]:
+    """Run the programs in turn after one warm-up each, as often as `in_turn` does; one `Timing` for each."""
     for program in programs:
         jax.block_until_ready(program())
-    return in_turn(*(partial(once, program) for program in programs), num_pairs=num_pairs)
+    return in_turn(*(partial(once, program) for program in programs))
 
 
-def in_turn(*measures: Callable[[], tuple[float, float]], num_pairs: int = NUM_PAIRS) -> list[Timing]:
+def in_turn(*measures: Callable[[], tuple[float, float]]) -> list[Timing]:
     """As `interleave`, for programs that measure the wall and CPU seconds of a part of themselves; no warm-up."""
-    runs = np.asarray([[measure() for measure in measures] for _ in range(num_pairs)])
-    return [Timing(runs[:, i, 0], runs[:, i, 1]) for i in range(len(measures))]
+    each = np.asarray(repeated(lambda: [measure() for measure in measures]))
+    return [Timing(each[:, i, 0], each[:, i, 1]) for i in range(len(measures))]
+
+
+def repeated(measure: Callable[[], Any]) -> list[Any]:
+    """What a measurement gives `NUM_PAIRS` times, or until patience ends."""
+    found, began = [], time.monotonic()
+    while len(found) < NUM_PAIRS and (len(found) < LEAST_PAIRS or time.monotonic() - began < PATIENCE_S):
+        found.append(measure())
+    return found
+
+
+def median_of(numbers: np.ndarray) -> tuple[float, float, float]:
+    """Median, and the ends of its 90 % interval, which assumes nothing of the noise."""
+    each = np.sort(numbers)
+    # How many lie below the median is Binomial(n, 1/2): 90 % of it lies between these two.
+    draws = np.random.default_rng(0).binomial(len(each), 0.5, 100_000)
+    low, high = np.quantile(draws, [0.05, 0.95], method="nearest")
+    return float(np.median(each)), float(each[max(low - 1, 0)]), float(each[min(high, len(each) - 1)])
 
 
 def ratio(first: np.ndarray, second: np.ndarray) -> Ratio:
-    """The ratio of paired seconds, with an interval for its median that assumes nothing of the noise."""
-    each = np.sort(first / second)
-    # The number of pairs below the median is Binomial(n, 1/2): 90 % of it lies between these two.
-    draws = np.random.default_rng(0).binomial(len(each), 0.5, 100_000)
-    low, high = np.quantile(draws, [0.05, 0.95], method="nearest")
-    return Ratio(float(np.median(each)), each[max(low - 1, 0)], each[min(high, len(each) - 1)], each[0], each[-1])
+    """The ratio of paired seconds."""
+    each = first / second
+    return Ratio(*median_of(each), float(each.min()), float(each.max()), len(each))
 
 
-def read_rate(num_bytes: int = 2**28) -> float:
-    """Bytes a second that this machine reads in `<x, y>`: the floor of whatever is bound by memory.
+@dataclass(frozen=True)
+class Rates:
+    """The most that this machine does in a second.
+
+    Attributes:
+      read: bytes.
+      gemm: floating point operations of a square float32 product.
+    """
+
+    read: float
+    gemm: float
+
+    def floor_s(self, *, num_bytes: float = 0, flop: float = 0) -> float:
+        """The least seconds of what reads so many bytes and does so many operations."""
+        return max(num_bytes / self.read, flop / self.gemm)
+
+    def __str__(self) -> str:
+        return f"{self.read / 1e9:.1f} GB/s read, {self.gemm / 1e9:.0f} GFLOP/s in a square product"
+
+
+def rates() -> Rates:
+    """Of this process, with the cores that it has."""
+    return Rates(read_rate(), gemm_rate())
+
+
+def check_same(what: str, found: Any, expected: Any, *, tolerance: float) -> str:
+    """How far two answers are apart, relative to the largest number, for the note of a row.
+
+    Raises:
+      ValueError: by more than the tolerance: what gives another answer is not timed.
+    """
+    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    apart = float(np.max(np.abs(one - other)) / max(np.max(np.abs(other)), np.finfo(np.float64).tiny))
+    if not apart <= tolerance:
+        raise ValueError(f"{what}: answers must agree to {tolerance:.0e} before they are timed, got {apart:.1e}")
+    return f"answers {apart:.0e} apart"
+
+
+def reading(num_bytes: int = 2**28) -> tuple[Callable[[], Any], int]:
+    """A program that reads two arrays in `<x, y>`, and the bytes of both: the floor of whatever is bound by memory.
 
     Nothing is written: on a CPU a triad into fresh pages runs at a fraction of this, and would pass for a floor
     that programs then beat.
     """
     x = jnp.ones(num_bytes // 4, jnp.float32)
-    product = jax.jit(lambda x, y: jnp.sum(x * y))
     y = x + 1
+    product = jax.jit(lambda x, y: jnp.sum(x * y))
     jax.block_until_ready(product(x, y))
-    return 2 * num_bytes / min(once(lambda: product(x, y))[0] for _ in range(9))
+    return lambda: product(x, y), 2 * num_bytes
 
 
-def gemm_rate(size: int = 2048) -> float:
-    """Floating point operations a second of a square float32 matrix product: the floor of whatever computes."""
+def multiplying(size: int = 2048) -> tuple[Callable[[], Any], int]:
+    """A square float32 matrix product, and its operations: the floor of whatever computes."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(x, x))
-    return 2 * size**3 / min(once(lambda: product(x, x))[0] for _ in range(9))
+    return lambda: product(x, x), 2 * size**3
+
+
+def read_rate() -> float:
+    """Bytes a second that this machine reads, at best."""
+    program, num_bytes = reading()
+    return num_bytes / min(once(program)[0] for _ in range(9))
+
+
+def gemm_rate() -> float:
+    """Floating point operations a second of a square float32 matrix product, at best."""
+    program, flop = multiplying()
+    return flop / min(once(program)[0] for _ in range(9))
 
 
 def peak_bytes(module: str, *arguments: str) -> int:

@@ -6,12 +6,12 @@ Questions: how many normals does a core make a second? How near do candidates co
 when a draw is scored at one sigma, and when it serves four sigmas and both signs? What do noise of rank 1 beside the
 weights, and noise made layer by layer, cost instead? How much memory does a search add to the weights: no more than
 one candidate, and layer by layer no more than the largest leaf and activations? Random float32 weights, eight rows of
-32 tokens, one device with all cores. The floor of a forward pass is its products with a weight at this machine's rate
-for a square one, that of a draw is to write it.
+16 tokens, one device with all cores; a bare forward pass is run twice, in turn with each draw. The floor of a forward
+pass is its products with a weight at this machine's rate for a square one, that of a draw is to write it.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, shapes
+from benchmarks.rows import Row, compared, timed
 from lacuna import keys, meshes, search, trees
 from lacuna.search import evaluate
 from lacuna.search.plan import flops
 from lacuna.search.stepper import Stepper
 
-NUM_ROWS, LENGTH = 8, 32
+NUM_ROWS, LENGTH = 8, 16
 SIGMAS = (3e-4, 1e-3, 3e-3, 1e-2)
-NUM_PAIRS = 5
+NUM_BARE = 2
+
+
+BASE_TOLERANCE = 1e-4
+"""Of the loss at the base point: a pass beside factors, or layer by layer, sums in another order."""
 
 
 def _stepper(
@@ -79,52 +84,51 @@ def _draw() -> tuple[Callable[[], Any], int]:
     return lambda: program(keys.candidate(keys.root(0), 3), found.params), trees.size(found.params)
 
 
-def rates() -> list[str]:
-    """Rows of the table of candidates a second beside bare forward passes, both run in turn."""
+def noise() -> Iterator[Row]:
+    """A draw of all parameters."""
+    program, size = _draw()
+    (timing,) = harness.interleave(program)
+    rate = size / np.median(timing.cpu_s) / 1e6
+    note = f"{rate:.0f} million a second of a core; floor: to write them, at the rate of a read"
+    floor = harness.rates().floor_s(num_bytes=4 * size)
+    yield timed(f"noise alone: {size / 1e6:.0f} million normals", timing, floor=floor, note=note)
+
+
+def rates() -> Iterator[Row]:
+    """Candidates beside bare forward passes, both run in turn."""
     found = shapes.problem("gpt2", num_rows=NUM_ROWS, length=LENGTH, dtype=jnp.float32)
-    each = flops(shapes.objective(found.model).loss, found.params, found.batch)
-    peak = harness.gemm_rate()
-    lines = [
-        "| a draw is scored at | candidates a second | bare forward passes a second | rate beside theirs | floor |"
-    ]
-    lines.append("|---|---|---|---|---|")
+    floor = harness.rates().floor_s(flop=flops(shapes.objective(found.model).loss, found.params, found.batch))
+    base = float(_forwards(1)())
+    del found
     for name, way in WAYS.items():
         stepper, num = _stepper(**way), _num(way)
-        ours, bare = harness.interleave(partial(stepper.run, 0, 1), _forwards(num), num_pairs=NUM_PAIRS)
-        rate, other = (num / np.median(timing.wall_s) for timing in (ours, bare))
-        beside = harness.ratio(bare.wall_s, ours.wall_s)
-        lines.append(
-            f"| {name} | {rate:.2f} | {other:.2f} | {beside} | {peak / each:.2f} at {peak / 1e9:.0f} GFLOP/s |"
-        )
-    return lines
+        note = harness.check_same("the base point", stepper.base_score(), base, tolerance=BASE_TOLERANCE)
+        ours, bare = harness.interleave(partial(stepper.run, 0, 1), _forwards(NUM_BARE))
+        each = harness.Timing(ours.wall_s / num, ours.cpu_s / num)
+        forward = harness.Timing(bare.wall_s / NUM_BARE, bare.cpu_s / NUM_BARE)
+        yield timed(f"a candidate, {name}", each, floor=floor)
+        yield compared(f"its rate / that of bare forward passes, {name}", harness.ratio(forward.wall_s, each.wall_s),
+                       floor=1, note=note)  # fmt: skip
 
 
-def report() -> list[str]:
-    """The lines of the report."""
-    program, size = _draw()
-    (timing,) = harness.interleave(program, num_pairs=NUM_PAIRS)
-    written = 4 * size / harness.read_rate()
-    cpu = size / np.median(timing.cpu_s) / 1e6
-    drawn = (
-        f"- noise alone: {size / 1e6:.0f} million normals in {timing}, {cpu:.0f} million a second of a core; to write "
-        f"them takes {written:.2g} s at the rate of a read"
-    )
-    base = 4 * size
-    lines = []
+def memory() -> Iterator[Row]:
+    """What a run adds to the weights."""
+    base = 4 * _draw()[1] / 1e6
+    config = shapes.CONFIGS["gpt2"]
+    largest = config["vocab_size"] * config["n_embd"] * 4 / 1e6
     for name, way in WAYS.items():
         if way["antithetic"]:
-            added = harness.peak_bytes("benchmarks.language_sweeps", "--way", name)
-            planned = _stepper(**way).compiled.memory_analysis().temp_size_in_bytes
-            share = (base + added) / (2 * base)
-            lines.append(f"| {name} | {added / 1e6:,.0f} MB | {planned / 1e6:,.0f} MB | {share:.2f} |")
-    largest = shapes.CONFIGS["gpt2"]["vocab_size"] * shapes.CONFIGS["gpt2"]["n_embd"] * 4
-    head = [
-        f"The weights are {base / 1e6:,.0f} MB, the embedding {largest / 1e6:,.0f} MB, a layer 28 MB.",
-        "",
-        "| way | memory that a run adds | as the compiler plans it | all, beside weights and one candidate |",
-        "|---|---|---|---|",
-    ]
-    return [drawn, "", *rates(), "", *head, *lines, ""]
+            added = harness.peak_bytes("benchmarks.language_sweeps", "--way", name) / 1e6
+            planned = _stepper(**way).compiled.memory_analysis().temp_size_in_bytes / 1e6
+            note = f"the compiler plans {planned:.0f} MB; weights {base:.0f} MB, embedding {largest:.0f} MB"
+            yield Row(f"memory that a run adds, {name}", added, "MB", note=note)
+
+
+def measure() -> Iterator[Row]:
+    """The rows."""
+    yield from noise()
+    yield from rates()
+    yield from memory()
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks steering
 
-First question, on a GPT-2 of 6 layers of width 256 with 4,096 tokens: what do 64 arms (a vector, a level, a strength
+First question, on a GPT-2 of 3 layers of width 256 with 4,096 tokens: what do 64 arms (a vector, a level, a strength
 and positions each) cost in one compiled call, one arm after the other and several side by side, beside 64 calls of one
 arm and beside 64 calls of a compiled function that steers by hand (goal: at most 1.0 of it)? Random float32 weights,
 eight prompts of 32 tokens for answers, two rows of 64 tokens for text. The floor is the matrix products of 64 forward
@@ -10,12 +10,19 @@ passes alone, at this machine's rate for a square one.
 
 Second question: what does the null of a cosine map cost, all levels by eight tokens of the prompt by 1,000 shuffled
 labellings, beside a loop over labellings, each a gradient and a pushforward (goal: tens of times less)? A random Qwen2
-of 5 layers of width 64, 64 prompts to fit on and 32 held out, of 24 tokens. The loop is run for 20 labellings and
-counted fifty times. The floor is the products of its passes: forward, and twice that backward, for each prompt to fit
-on, and for each of them a tangent through the held-out ones; those of the 1,000 labellings are half as much again.
+of 5 layers of width 64, 64 prompts to fit on and 32 held out, of 24 tokens. The loop is run for 10 labellings and
+counted a hundred times. The floor is the products of its passes: forward, and twice that backward, for each prompt to
+fit on, and for each of them a tangent through the held-out ones; those of the 1,000 labellings are half as much again.
+
+Third question: what do contrast vectors (CAA) of every level cost beside the library steering-vectors, from the same
+weights and 64 pairs of prompts of one length, on a GPT-2 of 6 layers of width 256?
 """
 
+import os
+import tempfile
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,16 +30,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from benchmarks.rows import Row, compared, needs, timed
 from lacuna import models, steering
+from lacuna.checkpoints import export_hf
 from lacuna.checkpoints.configs import spec_from_config
-from lacuna.tasks.contrast import Prompts
+from lacuna.tasks.contrast import Prompts, Spans
 
 SPEC = spec_from_config(
-    {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 8, "n_positions": 256, "vocab_size": 4096}
+    {"model_type": "gpt2", "n_embd": 256, "n_layer": 3, "n_head": 8, "n_positions": 256, "vocab_size": 4096}
 )
-NUM_ARMS, NUM_PAIRS = 64, 5
+NUM_ARMS = 64
 PROMPT_SHAPE, TEXT_SHAPE = (8, 32), (2, 64)
 WIDTHS = (1, 4, 16)
+NULL_TOLERANCE = 1e-3
+"""Of cosines, of which the smallest shifts have the most rounding."""
+TOLERANCE = 1e-4
+"""Of log odds, nulls and vectors, relative to the largest: float32 in other orders."""
 
 
 def prompts() -> Prompts:
@@ -50,13 +63,13 @@ def by_hand(model: models.Model, params: Any, tokens: jax.Array, steer: jax.Arra
     return logits[:, 0] - logits[:, 1]
 
 
-def floor_s(num_tokens: int, num_heads: int, rate: float) -> float:
-    """Seconds of the matrix products of 64 forward passes, the head applied so many times in each."""
+def num_flop(num_tokens: int, num_heads: int) -> int:
+    """Of the matrix products of 64 forward passes, the head applied so many times in each."""
     blocks = SPEC.num_layers * (4 * SPEC.width**2 + 2 * SPEC.width * SPEC.mlp_width)
-    return NUM_ARMS * 2 * (num_tokens * blocks + num_heads * SPEC.width * SPEC.vocab_size) / rate
+    return NUM_ARMS * 2 * (num_tokens * blocks + num_heads * SPEC.width * SPEC.vocab_size)
 
 
-def arms_in_one_call() -> list[str]:
+def arms_in_one_call() -> Iterator[Row]:
     """64 arms in one call against one call for each."""
     model = models.causal_lm(SPEC)
     params = model.init(jax.random.key(0))
@@ -78,37 +91,39 @@ def arms_in_one_call() -> list[str]:
             found.append(by_hand(model, params, tokens, jnp.asarray(added)))
         return found
 
-    rate = harness.gemm_rate()
-    floors = {
-        "answers": floor_s(PROMPT_SHAPE[0] * PROMPT_SHAPE[1], PROMPT_SHAPE[0], rate),
-        "text": floor_s(TEXT_SHAPE[0] * TEXT_SHAPE[1], TEXT_SHAPE[0] * TEXT_SHAPE[1], rate),
+    by_arm = np.stack([np.asarray(odds) for odds in steers()])
+    note = harness.check_same("arms", answers(grid, masks).log_odds, by_arm, tolerance=TOLERANCE)
+    rates = harness.rates()
+    flop = {
+        "answers": num_flop(PROMPT_SHAPE[0] * PROMPT_SHAPE[1], PROMPT_SHAPE[0]),
+        "text": num_flop(TEXT_SHAPE[0] * TEXT_SHAPE[1], TEXT_SHAPE[0] * TEXT_SHAPE[1]),
     }
-    lines = [
-        "| 64 arms | wall | beside one call for each arm, wall | CPU | floor |",
-        "|---|---|---|---|---|",
-    ]
     for what, measured in {"answers": answers, "text": cost}.items():
         where = (masks,) if what == "answers" else ()
         runs = {"one call for each arm": lambda m=measured, w=where: [m(one, *w) for one in alone]}
-        for width in WIDTHS:
-            runs[f"one call, {width} side by side"] = partial(measured, grid, *where, width=width)
         if what == "answers":
             runs["by hand, log odds alone, a call for each"] = steers
-        timings = harness.interleave(*runs.values(), num_pairs=NUM_PAIRS)
-        for name, timing in zip(runs, timings, strict=True):
-            ratios = (harness.ratio(getattr(timing, by), getattr(timings[0], by)) for by in ("wall_s", "cpu_s"))
-            lines.append(f"| {what}: {name} | {timing} | {' | '.join(map(str, ratios))} | {floors[what]:.2f} s |")
-    return [*lines, "", f"- products at {rate / 1e9:.0f} GFLOP/s", ""]
+        for width in WIDTHS:
+            runs[f"one call, {width} side by side"] = partial(measured, grid, *where, width=width)
+        timings = dict(zip(runs, harness.interleave(*runs.values()), strict=True))
+        for name, timing in timings.items():
+            yield timed(f"{NUM_ARMS} arms, {what}: {name}", timing, floor=rates.floor_s(flop=flop[what]))
+        for width in WIDTHS:
+            for peer in list(runs)[: -len(WIDTHS)]:
+                one = timings[f"one call, {width} side by side"]
+                yield compared(f"{what}: one call, {width} side by side / {peer}, wall",
+                               harness.ratio(one.wall_s, timings[peer].wall_s), goal="<= 1",
+                               note=note if what == "answers" else "")  # fmt: skip
 
 
 NULL_SPEC = spec_from_config(
     {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "vocab_size": 512}
     | {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512}
 )
-NUM_FIT, NUM_HELD_OUT, LENGTH, NUM_SHUFFLED, NUM_LOOPED = 64, 32, 24, 1000, 20
+NUM_FIT, NUM_HELD_OUT, LENGTH, NUM_SHUFFLED, NUM_LOOPED = 64, 32, 24, 1000, 10
 
 
-def null_of_a_map() -> list[str]:
+def null_of_a_map() -> Iterator[Row]:
     """1,000 labellings at once against a loop over them."""
     model, rng = models.causal_lm(NULL_SPEC), np.random.default_rng(2)
     params = model.init(jax.random.key(0))
@@ -125,35 +140,86 @@ def null_of_a_map() -> list[str]:
     read = steering.Read(back=tuple(range(8)))
     at = steering.reading(stream, held_out.tokens, read.weights(held_out.spans))
 
+    labellings = steering.shuffled_labels(fit.positive, NUM_SHUFFLED, seed=0)[:NUM_LOOPED]
+
     def by_products() -> Any:
         return steering.cosine_map(margin, stream, params, fit, held_out, read=read, num_shuffled=NUM_SHUFFLED)
 
-    def by_loop() -> Any:
-        found = []
-        for labels in steering.shuffled_labels(fit.positive, NUM_LOOPED, seed=0):
-            rows = fit._replace(right=np.where(labels, 0, 1).astype(np.int32))
-            found.append(steering.pushforward(at, params, steering.label_step(margin, params, rows)))
-        return found
+    def by_loop() -> list[jax.Array]:
+        steps = (
+            steering.label_step(margin, params, fit._replace(right=np.where(labels, 0, 1).astype(np.int32)))
+            for labels in labellings
+        )
+        return [steering.pushforward(at, params, step) for step in steps]
 
-    of_map, of_loop = harness.interleave(by_products, by_loop, num_pairs=NUM_PAIRS)
+    found = by_products()
+    shifts = np.mean(np.stack(by_loop()), axis=2)
+    cosines = np.sum(shifts * found.contrast, axis=-1) / (
+        np.linalg.norm(shifts, axis=-1) * np.linalg.norm(found.contrast, axis=-1)
+    )
+    null = found.nulls["mean", "gradient"].values[:NUM_LOOPED]
+    note = harness.check_same("null of a cosine", null, cosines, tolerance=NULL_TOLERANCE)
+    of_map, of_loop = harness.interleave(by_products, by_loop)
     times = NUM_SHUFFLED / NUM_LOOPED
-    by_cpu, by_wall = (harness.ratio(getattr(of_loop, by), getattr(of_map, by)) for by in ("cpu_s", "wall_s"))
     block = 2 * NULL_SPEC.width**2 + 2 * NULL_SPEC.width * NULL_SPEC.num_kv_heads * NULL_SPEC.head_width
     block += 3 * NULL_SPEC.width * NULL_SPEC.mlp_width
     passes = NUM_FIT * (3 + NUM_HELD_OUT) * 2 * LENGTH * NULL_SPEC.num_layers * block
-    return [
-        f"| null of {NULL_SPEC.num_layers + 1} levels by 8 tokens | time |",
-        "|---|---|",
-        f"| {NUM_SHUFFLED:,} labellings by products | {of_map} |",
-        f"| {NUM_LOOPED} labellings in a loop | {of_loop} |",
-        "",
-        f"- a loop over {NUM_SHUFFLED:,} labellings would take {times:.0f} x {by_cpu} = {times * by_cpu.median:.0f} "
-        f"times the CPU time, {times:.0f} x {by_wall} = {times * by_wall.median:.0f} times the time on the clock",
-        f"- floor of the products: {passes / harness.gemm_rate():.2f} s",
-        "",
-    ]
+    what = f"null of {NULL_SPEC.num_layers + 1} levels by 8 tokens"
+    yield timed(f"{what}: {NUM_SHUFFLED:,} labellings by products", of_map, floor=harness.rates().floor_s(flop=passes))
+    yield timed(f"{what}: {NUM_LOOPED} labellings in a loop", of_loop)
+    for by, clock in (("cpu_s", "CPU"), ("wall_s", "wall")):
+        beside = harness.ratio(times * getattr(of_loop, by), getattr(of_map, by))
+        yield compared(f"{what}: a loop over {NUM_SHUFFLED:,} / by products, {clock}", beside, goal=">= 10", note=note)
 
 
-def report() -> list[str]:
-    """The lines of the report."""
-    return [*arms_in_one_call(), *null_of_a_map()]
+CAA_SPEC = {"model_type": "gpt2", "n_embd": 256, "n_layer": 6, "n_head": 8, "n_positions": 256, "vocab_size": 4096}
+NUM_QUESTIONS, CAA_BATCH = 64, 32
+
+
+@needs("torch", "transformers", "steering_vectors")
+def contrast_vectors() -> Iterator[Row]:
+    """Contrast vectors beside steering-vectors on transformers."""
+    import torch
+    from steering_vectors import train_steering_vector
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = models.causal_lm(spec_from_config(CAA_SPEC))
+    params = model.init(jax.random.key(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        peer = GPT2LMHeadModel.from_pretrained(export_hf(model, params, Path(scratch) / "model")).eval()
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(CAA_SPEC["vocab_size"])}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    tokens = np.random.default_rng(3).integers(1, CAA_SPEC["vocab_size"], (2, NUM_QUESTIONS, LENGTH)).astype(np.int32)
+    texts = [[" ".join(f"w{i}" for i in row) for row in side] for side in tokens]
+    ends = np.full(NUM_QUESTIONS, LENGTH, np.int32)
+    positive, negative = (Spans(side, ends - 1, ends, ends - 1) for side in tokens)
+    read = steering.Read("index", index=-1)
+
+    def ours() -> np.ndarray:
+        return steering.paired(model, params, positive, negative, read=read, batch_size=CAA_BATCH).vectors[1:, 0]
+
+    def theirs() -> np.ndarray:
+        pairs = list(zip(*texts, strict=True))
+        found = train_steering_vector(peer, tokenizer, pairs, batch_size=CAA_BATCH).layer_activations
+        return np.stack([found[level].numpy() for level in sorted(found)])
+
+    note = harness.check_same("contrast vectors", ours(), theirs(), tolerance=TOLERANCE)
+    mine, other = harness.interleave(ours, theirs)
+    blocks = 12 * CAA_SPEC["n_layer"] * CAA_SPEC["n_embd"] ** 2
+    floor = harness.rates().floor_s(flop=2 * 2 * NUM_QUESTIONS * LENGTH * blocks)
+    what = f"contrast vectors of {NUM_QUESTIONS} pairs at every level"
+    yield timed(f"lacuna: {what}", mine, floor=floor)
+    yield timed(f"steering-vectors: {what}", other, floor=floor, note="which takes text, and splits it")
+    yield compared("lacuna / steering-vectors, wall", harness.ratio(mine.wall_s, other.wall_s), goal="<= 1", note=note)
+
+
+def measure() -> Iterator[Row]:
+    """The rows."""
+    yield from arms_in_one_call()
+    yield from null_of_a_map()
+    yield from contrast_vectors()

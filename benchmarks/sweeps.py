@@ -4,7 +4,8 @@
 
 Questions: do a million draws of a small model end within minutes, in memory that does not grow? What share of the
 CPU time goes to the driver? What does noise cost beside the forward pass that scores it? How does a sweep compare
-with the same search in place in torch? Does a second core double the rate? How long does a user wait for the first
+with the same search in place in torch? What share of the rate of a square matrix product do candidates reach on one
+core (goal: 0.6), and how much more do two score (goal: 1.8 times)? How long does a user wait for the first
 score, once everything has been compiled before? The synthetic transformer scores 128 rows of 17 tokens. A floor is
 the products with a weight alone, at this machine's rate for a square one, unless it says otherwise.
 
@@ -23,9 +24,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import harness
+from benchmarks.rows import Row, compared, from_process, needs, show, skipped, timed
 from lacuna import meshes, search, trees
 from lacuna.models.synthetic import SyntheticSpec, synthetic
 from lacuna.reports.progress import progress
@@ -51,12 +53,13 @@ Cost = tuple[float, float]
 
 
 class Problem(NamedTuple):
-    """What `run_sweep` takes, and the law of the noise."""
+    """What `run_sweep` takes, the law of the noise, and the steps that were compiled before."""
 
     loss: Any
     params: Any
     batch: Any
     family: search.Family
+    programs: dict[Any, Any]
 
     def sweep(self, num_draws: int, **options: Any) -> search.Sweep:
         """One sigma, the default options unless said otherwise."""
@@ -76,15 +79,15 @@ def small() -> Problem:
             x = jnp.tanh(x @ matrix)
         return jnp.mean((x @ params[-1] - y) ** 2)
 
-    return Problem(loss, params, batch, search.gaussian())
+    return Problem(loss, params, batch, search.gaussian(), {})
 
 
-def transformer() -> Problem:
+def transformer(num_rows: int = NUM_ROWS) -> Problem:
     """The synthetic transformer with random weights, on a batch like those of `lacuna sweep`."""
     model = synthetic(SPEC)
-    task = digits.digit_task("sort", model.apply, seed=0, batch_size=NUM_ROWS)
+    task = digits.digit_task("sort", model.apply, seed=0, batch_size=num_rows)
     family = search.gaussian(stacked=model.stacked)
-    return Problem(task.objective.loss, model.init(jax.random.key(0)), task.train(0), family)
+    return Problem(task.objective.loss, model.init(jax.random.key(0)), task.train(0), family, {})
 
 
 def noise_free(problem: Problem) -> Problem:
@@ -97,14 +100,14 @@ def noise_free(problem: Problem) -> Problem:
         del leaf_name, layer
         return jnp.broadcast_to(1e-9 * jax.random.key_data(key)[0].astype(jnp.float32), like.shape)
 
-    return problem._replace(family=search.LeafFamily(name="noise-free", digest="", noise=noise))
+    return problem._replace(family=search.LeafFamily(name="noise-free", digest="", noise=noise), programs={})
 
 
-def forward_flop() -> int:
+def forward_flop(num_rows: int = NUM_ROWS) -> int:
     """Floating point operations with a weight in one loss of the transformer."""
     width = SPEC.width
     num_products = SPEC.num_layers * (4 * width * width + 2 * width * SPEC.mlp_width) + width * SPEC.vocab_size
-    return 2 * num_products * NUM_ROWS * (digits.row_length(8) - 1)
+    return 2 * num_products * num_rows * (digits.row_length(8) - 1)
 
 
 def cost(problem: Problem, sweep: search.Sweep) -> Cost:
@@ -115,25 +118,13 @@ def cost(problem: Problem, sweep: search.Sweep) -> Cost:
         if done in (0, total):
             marks.append((time.perf_counter(), time.process_time()))
 
-    search.run_sweep(problem.loss, problem.params, problem.batch, sweep, progress=mark)
+    search.run_sweep(problem.loss, problem.params, problem.batch, sweep, progress=mark, programs=problem.programs)
     (wall, cpu), (wall_then, cpu_then) = marks[0], marks[-1]
     return wall_then - wall, cpu_then - cpu
 
 
-def row(what: str, measured: object, goal: str, floor: str) -> str:
-    """A line of the table."""
-    return f"| {what} | {measured} | {goal} | {floor} |"
-
-
-def of_pairs(first: harness.Timing, second: harness.Timing) -> str:
-    """Both ratios: CPU time is what a shared machine cannot inflate."""
-    wall = harness.ratio(first.wall_s, second.wall_s)
-    return f"CPU {harness.ratio(first.cpu_s, second.cpu_s)}; wall {wall.median:.3f} ({wall.low:.3f} to {wall.high:.3f})"
-
-
-def million(num_draws: int, num_pairs: int) -> list[str]:
+def million(num_draws: int) -> Iterator[Row]:
     """Time and memory of many draws of a small model, logged to a folder, with every default; once."""
-    del num_pairs
     problem = small()
     num_params = trees.size(problem.params)
     before, resident = harness.memory_bytes("VmRSS"), {}
@@ -155,25 +146,18 @@ def million(num_draws: int, num_pairs: int) -> list[str]:
         )
         wall_s = time.perf_counter() - began
     peak, (early, late) = harness.memory_bytes("VmHWM"), resident.values()
-    rate = harness.gemm_rate()
-    flop = 2 * num_params * len(problem.batch[0]) * result.sweep.num_evaluations
-    table = result.scores.nbytes
+    floor = harness.rates().floor_s(flop=2 * num_params * len(problem.batch[0]) * result.sweep.num_evaluations)
     what = f"{num_draws:,} draws, both signs, P = {num_params}, {jax.device_count()} devices"
-    return [
-        row(what, f"{wall_s:.1f} s", "< 600 s", f"{flop / rate:.1f} s at {rate / 1e9:.0f} GFLOP/s"),
-        row(
-            "the same: largest resident memory",
-            f"{peak / 1e6:.0f} MB",
-            "< 1000 MB",
-            f"{before / 1e6:.0f} MB before the sweep, {table / 1e6:.0f} MB of scores",
-        ),
-        row(
-            "the same: growth from a tenth of the draws to all of them",
-            f"{(late - early) / 1e6:.1f} MB, from {early / 1e6:.1f} MB",
-            "flat but for the scores",
-            f"{0.9 * table / 1e6:.1f} MB of scores",
-        ),
-    ]
+    table = result.scores.nbytes / 1e6
+    yield Row(what, wall_s, "s", goal="<= 600", floor=floor)
+    yield Row(
+        "the same: largest resident memory", peak / 1e6, "MB", goal="<= 1000", floor=before / 1e6 + table,
+        note="floor: what was there before, and the scores",
+    )  # fmt: skip
+    yield Row(
+        "the same: growth from a tenth of the draws to all of them", (late - early) / 1e6, "MB",
+        goal=f"<= {2 * table:.0f}", floor=0.9 * table, note="floor: the scores of these draws",
+    )  # fmt: skip
 
 
 def python_cpu_s() -> float:
@@ -202,92 +186,122 @@ def driver_and_scorer(problem: Problem, sweep: search.Sweep) -> tuple[float, flo
     return spent, everything_then - everything - spent
 
 
-def driver(num_draws: int, num_pairs: int) -> list[str]:
+def driver(num_draws: int) -> Iterator[Row]:
     """The driver's share of a real sweep."""
     problem = transformer()
-    runs = np.asarray([driver_and_scorer(problem, problem.sweep(num_draws)) for _ in range(num_pairs)])
+    runs = np.asarray(harness.repeated(lambda: driver_and_scorer(problem, problem.sweep(num_draws))))
     what = f"driver / scorer, CPU, {num_draws} draws, both signs, {jax.device_count()} devices"
-    return [row(what, harness.ratio(runs[:, 0], runs[:, 1]), "≤ 0.02", "0")]
+    yield compared(what, harness.ratio(runs[:, 0], runs[:, 1]), goal="<= 0.02", floor=0)
 
 
-def one_core(num_draws: int, num_pairs: int) -> list[str]:
-    """The price of noise, and a torch loop over the same candidates. Every program scores twice `num_draws` losses."""
+def one_core(num_draws: int) -> Iterator[Row]:
+    """The price of noise on one core. Every program scores twice `num_draws` losses."""
     problem = transformer()
     free, both = noise_free(problem), problem.sweep(num_draws)
     fresh = problem.sweep(2 * num_draws, antithetic=False)
+    product, flop = harness.multiplying()
     measures: dict[str, Callable[[], Cost]] = {
         "forward passes without noise": partial(cost, free, free.sweep(num_draws)),
         "both signs of a draw": partial(cost, problem, both),
         "fresh noise for every loss": partial(cost, problem, fresh),
+        "square product": partial(harness.once, product),
     }
-    if find_spec("torch"):
-        measures |= torch_measures(problem, num_draws)
-    timings = dict(zip(measures, harness.in_turn(*measures.values(), num_pairs=num_pairs), strict=True))
-    rate = harness.gemm_rate()
-    floor = f"{1e3 * forward_flop() / rate:.1f} ms at {rate / 1e9:.0f} GFLOP/s"
-    lines = []
-    for name, timing in timings.items():
-        each = 1e3 * timing.cpu_s / (2 * num_draws)
-        spread = f"{np.median(each):.1f} ms ({each.min():.1f} to {each.max():.1f})"
-        lines.append(row(f"one core, CPU time of a loss: {name}", spread, "", floor))
-    forward, *ours = list(measures)[:3]
-    for name in ours:
-        lines.append(row(f"rate of {name} / {forward}", of_pairs(timings[forward], timings[name]), "≥ 0.75", "1"))
-    for name in list(measures)[3:]:
-        mine = ours[0] if ours[0] in name else ours[1]
-        lines.append(row(f"lacuna's rate / rate of {name}", of_pairs(timings[name], timings[mine]), "≥ 1.8", ""))
-    if not find_spec("torch"):
-        lines.append(row("lacuna's rate / rate of torch", "torch is not installed: `.[parity]` has it", "≥ 1.8", ""))
-    return lines
+    forward, *noisy, products = harness.in_turn(*measures.values())
+    peak = flop / products.cpu_s
+    floor = 2 * num_draws * forward_flop() / float(np.median(peak))
+    names = list(measures)
+    for name, timing in zip(names, (forward, *noisy), strict=False):
+        yield timed(f"one core: {2 * num_draws} losses, {name}", timing, cpu=True, floor=floor, note="CPU time")
+    for name, timing in zip(names[1:], noisy, strict=False):
+        yield compared(f"rate of {name} / rate without noise, CPU", harness.ratio(forward.cpu_s, timing.cpu_s),
+                       goal=">= 0.75", floor=1)  # fmt: skip
+    share = harness.ratio(2 * num_draws * forward_flop() / peak, noisy[0].cpu_s)
+    yield compared(f"one core: share of the square product's rate, {names[1]}", share, goal=">= 0.6", floor=1,
+                   note=f"in turn with products at {np.median(peak) / 1e9:.0f} GFLOP/s")  # fmt: skip
+    yield from beside_torch(num_draws)
 
 
-def torch_measures(problem: Problem, num_draws: int) -> dict[str, Callable[[], Cost]]:
-    """The torch loops, one thread each, on a model whose loss is found equal first."""
+@needs("torch")
+def beside_torch(num_draws: int) -> Iterator[Row]:
+    """Rates beside a torch loop that perturbs its weights in place, one core each."""
     import torch
 
     from benchmarks import torch_search
 
     torch.set_num_threads(1)
+    problem = transformer()
     model = torch_search.Transformer(SPEC, problem.params, *problem.batch)
     mine, theirs = float(problem.loss(problem.params, problem.batch)), model.loss().item()
-    if abs(mine - theirs) > TORCH_TOLERANCE:
-        raise ValueError(f"the two models must be one function: {mine} and {theirs} at the base point")
-    measures = {}
-    for kind, both_signs in (("both signs of a draw", True), ("fresh noise for every loss", False)):
-        for noise, keep in (("drawn again", False), ("kept", True)):
-            draws = num_draws if both_signs else 2 * num_draws
+    note = harness.check_same("losses at the base point", mine, theirs, tolerance=TORCH_TOLERANCE)
+    loops = {}
+    for both_signs in (True, False):
+        draws = num_draws if both_signs else 2 * num_draws
+        ours = partial(cost, problem, problem.sweep(draws, antithetic=both_signs))
+        for keep in (False, True):
             loop = partial(torch_search.search, model, draws, SIGMA, both_signs=both_signs, keep_noise=keep)
-            loop()  # the warm-up
-            measures[f"torch, {kind}, noise {noise}"] = partial(harness.once, loop)
-    return measures
+            kind = "both signs of a draw" if both_signs else "fresh noise for every loss"
+            loops[f"{kind}, noise {'kept' if keep else 'drawn again'}"] = ours, partial(harness.once, loop)
+    for name, (ours, loop) in loops.items():
+        loop()  # the warm-up
+        mine, theirs = harness.in_turn(ours, loop)
+        yield timed(f"one core: {2 * num_draws} losses, torch, {name}", theirs, cpu=True, note="CPU time")
+        yield compared(f"lacuna's rate / rate of torch, {name}, CPU", harness.ratio(theirs.cpu_s, mine.cpu_s),
+                       goal=">= 1.8", note=note)  # fmt: skip
 
 
-def cores(num_draws: int, num_pairs: int) -> list[str]:
-    """Rates on one core and on two, each run in a process of its own."""
+def cores(num_draws: int) -> Iterator[Row]:
+    """Rates on one core and on two, in two processes that wait for each other."""
+    what = "losses a second, 2 cores / 1 core"
     if len(os.sched_getaffinity(0)) < 2:
-        return [row("losses a second, 2 cores / 1 core", "there is only one core here", "", "2")]
-    runs = [partial(cost_on, num_cores, num_draws) for num_cores in (1, 2)]
-    one, two = harness.in_turn(*runs, num_pairs=num_pairs)
-    rates = " and ".join(f"{2 * num_draws / np.median(timing.wall_s):.1f}" for timing in (one, two))
-    found = f"{harness.ratio(one.wall_s, two.wall_s)}: {rates} a second"
-    return [row("losses a second, 2 cores / 1 core, wall", found, "", "2")]
+        yield skipped(what, "there is only one core here")
+        return
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(Server(num_cores, num_draws)) for num_cores in (1, 2))
+        single, double = harness.in_turn(one.cost, two.cost)
+    for num_cores, timing in ((1, single), (2, double)):
+        yield timed(f"{2 * num_draws} losses, {num_cores} core(s)", timing)
+    yield compared(what, harness.ratio(single.wall_s, double.wall_s), goal=">= 1.8", floor=2)
 
 
-def cost_on(num_cores: int, num_draws: int) -> Cost:
-    """`cost` of the transformer in a process that may use so many cores."""
-    (line,) = in_process("cost", num_draws, cores=num_cores)
-    wall, cpu = map(float, line.split())
-    return wall, cpu
+class Server:
+    """A process that scores the transformer when it is told to, on so many cores (None: all) and virtual devices."""
+
+    def __init__(self, num_cores: int | None, num_draws: int, num_rows: int = NUM_ROWS, num_devices: int | None = None):
+        self._command = [sys.executable, "-m", "benchmarks.sweeps", "serve"]
+        self._command += ["--draws", str(num_draws), "--rows", str(num_rows)]
+        self._command += [] if num_cores is None else ["--cores", str(num_cores)]
+        self._environment = os.environ | ({} if num_devices is None else {"JAX_NUM_CPU_DEVICES": str(num_devices)})
+
+    def __enter__(self) -> "Server":
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
+        self.cost()  # the warm-up
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError(f"a process that scores ended with status {self._process.returncode}")
+
+    def cost(self) -> Cost:
+        """Of one sweep, asked for and waited for."""
+        asked, answered = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert answered is not None
+        print(file=asked, flush=True)
+        wall, cpu = map(float, answered.readline().split())
+        return wall, cpu
 
 
-def print_cost(num_draws: int, num_pairs: int) -> list[str]:
-    """What `cost_on` reads."""
-    del num_pairs
-    problem = transformer()
-    return [" ".join(map(str, cost(problem, problem.sweep(num_draws))))]
+def serve(num_draws: int, num_rows: int) -> None:
+    """What `Server` starts: a line for each line."""
+    problem = transformer(num_rows)
+    for _ in sys.stdin:
+        print(*cost(problem, problem.sweep(num_draws)), flush=True)
 
 
-def warm_start(num_draws: int, num_pairs: int) -> list[str]:
+def warm_start(num_draws: int) -> Iterator[Row]:
     """Seconds to the first score of two scripts that find everything compiled."""
     del num_draws
     problem = transformer()
@@ -297,20 +311,22 @@ def warm_start(num_draws: int, num_pairs: int) -> list[str]:
         file = Path(scratch) / "transformer.npz"
         np.savez(file, **{name: np.asarray(leaf) for name, leaf in leaves.items()})
         scripts = {"own loss, small model": [], "transformer from a `.npz`": [str(file)]}
-        runs = [[first_score(environment, given) for given in scripts.values()] for _ in range(1 + num_pairs)]
-    steps = np.asarray(runs[1:])  # the first pair has compiled
-    lines = []
+        starts = [partial(first_score, environment, given) for given in scripts.values()]
+        for start in starts:
+            start()  # which compiles
+        steps = np.asarray(harness.repeated(lambda: [start() for start in starts]))
     for i, name in enumerate(scripts):
-        parts, whole = steps[:, i], steps[:, i].sum(axis=1)
+        parts = steps[:, i]
         interpreter, import_jax, import_search, problem_s, compiled, scored = np.median(parts, axis=0)
-        found = (
-            f"{np.median(whole):.2f} s ({whole.min():.2f} to {whole.max():.2f}): interpreter {interpreter:.2f}, "
-            f"import jax {import_jax:.2f}, import lacuna.search {import_search:.2f}, model and data {problem_s:.2f}, "
-            f"base score and programs {compiled:.2f}, first chunk {scored:.2f}"
+        note = (
+            f"interpreter {interpreter:.2f}, import jax {import_jax:.2f}, import lacuna.search {import_search:.2f}, "
+            f"model and data {problem_s:.2f}, base score and programs {compiled:.2f}, first chunk {scored:.2f}; "
+            "floor: interpreter and jax"
         )
-        floor = f"{interpreter + import_jax:.2f} s: interpreter and jax"
-        lines.append(row(f"first score with a warm cache, {name}", found, "≤ 1.5 s", floor))
-    return lines
+        whole = harness.Timing(parts.sum(axis=1), parts.sum(axis=1))
+        yield timed(
+            f"first score with a warm cache, {name}", whole, goal="<= 1.5", floor=interpreter + import_jax, note=note
+        )
 
 
 def first_score(environment: dict[str, str], given: list[str]) -> list[float]:
@@ -320,49 +336,39 @@ def first_score(environment: dict[str, str], given: list[str]) -> list[float]:
     return [float(part) for part in run.stdout.split()]
 
 
-ROWS: dict[str, tuple[Callable[[int, int], list[str]], int]] = {
+PARTS: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {
     "million": (million, 1_000_000),
     "driver": (driver, 128),
-    "one_core": (one_core, 24),
-    "cores": (cores, 64),
-    "cost": (print_cost, 64),
+    "one_core": (one_core, 8),
+    "cores": (cores, 32),
     "warm_start": (warm_start, 0),
 }
 """What is measured, each in a process of its own, and its number of draws."""
 
 
-def in_process(
-    name: str, num_draws: int, cores: int | None = None, environment: dict[str, str] | None = None
-) -> list[str]:
-    """The lines of one of `ROWS`, in a process of its own that may use so many cores (default: all)."""
-    command = [sys.executable, "-m", "benchmarks.sweeps", name, "--draws", str(num_draws)]
-    command += [] if cores is None else ["--cores", str(cores)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return run.stdout.splitlines()
-
-
-def report() -> list[str]:
-    """The lines of the report."""
-    lines = ["| what | measured | goal | floor |", "|---|---|---|---|"]
+def measure() -> Iterator[Row]:
+    """The rows."""
     with harness.compiled_once() as environment:  # half of the time would go to compiling the same programs again
-        for name, (_, num_draws) in ROWS.items():
-            if name != "cost":
-                lines += in_process(name, num_draws, 1 if name == "one_core" else None, environment)
-    return [*lines, ""]
+        for name in PARTS:
+            one = ["--cores", "1"] if name == "one_core" else []
+            yield from from_process("benchmarks.sweeps", name, *one, environment=environment)
 
 
 def main() -> None:
-    """Some rows alone, smaller if so wished: `NAME --draws N --pairs N --cores N`."""
+    """Some rows alone, smaller if so wished: `NAME --draws N --cores N`."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=ROWS)
+    parser.add_argument("name", choices=[*PARTS, "serve"])
     parser.add_argument("--draws", type=int)
-    parser.add_argument("--pairs", type=int, default=harness.NUM_PAIRS)
     parser.add_argument("--cores", type=int)
+    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="of `serve`")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])  # before the first device is made
     meshes.use_all_cpu_cores()
-    measure, num_draws = ROWS[arguments.name]
-    print("\n".join(measure(arguments.draws or num_draws, arguments.pairs)))
+    if arguments.name == "serve":
+        serve(arguments.draws, arguments.rows)
+    else:
+        part, num_draws = PARTS[arguments.name]
+        show(part(arguments.draws or num_draws))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ made by adding noise to the weights themselves and taken away again, so no secon
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import torch
 from torch.nn import functional
@@ -35,20 +36,22 @@ class Transformer:
       params: of the JAX model; copied.
       tokens: whole rows, the batch that is scored.
       answer: which tokens count.
+      dtype: of weights and activations.
     """
 
-    def __init__(self, spec: SyntheticSpec, params: Any, tokens: Any, answer: Any):
-        self.embedding = _tensor(params["embedding"])
+    def __init__(self, spec: SyntheticSpec, params: Any, tokens: Any, answer: Any, dtype: torch.dtype = torch.float32):
+        params = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)).to(dtype), params)
+        self.embedding = params["embedding"]
         self.layers = [_layer(params["layers"], i) for i in range(spec.num_layers)]
-        self.final_norm = _tensor(params["final_norm"]["scale"])
-        self.head = _tensor(params["head"]["kernel"].T)
+        self.final_norm = params["final_norm"]["scale"]
+        self.head = params["head"]["kernel"].T.contiguous()
         rows, counts = (torch.from_numpy(np.array(part)) for part in (tokens, answer))
         self._given, self._counts = rows[:, :-1].long(), counts[:, 1:]
         self._wanted = rows[:, 1:].long()[self._counts]
         self._num_heads = spec.num_heads
         half = spec.width // spec.num_heads // 2
         angle_rad = torch.arange(self._given.shape[1])[:, None] * ROTARY_BASE ** (-torch.arange(half) / half)
-        self._cos, self._sin = angle_rad.cos(), angle_rad.sin()
+        self._cos, self._sin = angle_rad.cos().to(dtype), angle_rad.sin().to(dtype)
 
     def weights(self) -> list[torch.Tensor]:
         """Every parameter, in a fixed order."""
@@ -77,15 +80,11 @@ class Transformer:
         return torch.cat(turned, dim=-1)
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, order="C"))
-
-
 def _layer(stacked: Any, i: int) -> Layer:
     attention, mlp = stacked["attention"], stacked["mlp"]
     matrices = attention["qkv"], attention["out"], mlp["up"], mlp["down"]
-    qkv, out, up, down = (_tensor(matrix["kernel"][i].T) for matrix in matrices)
-    norms = (_tensor(stacked[name]["scale"][i]) for name in ("attention_norm", "mlp_norm"))
+    qkv, out, up, down = (matrix["kernel"][i].T.contiguous() for matrix in matrices)
+    norms = (stacked[name]["scale"][i].clone() for name in ("attention_norm", "mlp_norm"))
     return Layer(next(norms), qkv, out, next(norms), up, down)
 
 
@@ -120,3 +119,34 @@ def _noise(weights: list[torch.Tensor], seed: int) -> Iterator[torch.Tensor]:
 def _add(weights: list[torch.Tensor], noise: Any, scale: float) -> None:
     for weight, delta in zip(weights, noise, strict=True):
         weight.add_(delta, alpha=scale)
+
+
+@torch.inference_mode()
+def reseeded_search(model: Transformer, num_draws: int, sigma: float, *, score: bool = True) -> list[float]:
+    """As published searches in place go about it: the generator is seeded anew for every tensor.
+
+    Noise is drawn in the dtype of the weights and added to them; for the restore it is drawn again and subtracted,
+    which in 16 bits does not give back what was there. Tensors of one shape get one and the same noise.
+
+    Args:
+      model: its weights are changed for good.
+      num_draws: seeds 0, 1, ...
+      sigma: scale per coordinate.
+      score: or change and restore alone.
+    """
+    weights, found = model.weights(), []
+    for seed in range(num_draws):
+        for weight, noise in zip(weights, reseeded_noise(weights, seed), strict=True):
+            weight.add_(noise, alpha=sigma)
+        found += [model.loss().item()] if score else []
+        for weight, noise in zip(weights, reseeded_noise(weights, seed), strict=True):
+            weight.sub_(noise, alpha=sigma)
+    return found
+
+
+def reseeded_noise(weights: list[torch.Tensor], seed: int) -> Iterator[torch.Tensor]:
+    """Of each tensor, from a generator that starts from the seed again."""
+    return (
+        torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=weight.dtype)
+        for weight in weights
+    )
