@@ -122,7 +122,7 @@ def test_a_step_does_not_touch_all_rows():
 
 def test_a_stream_is_a_tree_of_arrays():
     stream = tasks.row_stream(numbered(4), seed=0, batch_size=2)
-    assert trees.leaf_names(stream) == ["tokens", "answer", "key"]
+    assert trees.leaf_names(stream) == ["rows/tokens", "rows/answer", "key"]
     assert jax.eval_shape(stream, 0).tokens.shape == (2, 3)
 
 
