@@ -67,11 +67,9 @@ def of_model(name: str, scratch: Path) -> Iterator[Row]:
     ):
         raise ValueError(f"{name}: what is loaded, and loaded again from an export, must have the same bits")
     content = np.zeros(result, np.uint8)
-    loading, reading, exporting, writing = harness.interleave(
-        lambda: load_hf(folder)[1],
-        lambda: read_whole(file),
-        lambda: exported(model, params, scratch),
-        lambda: write_whole(content, scratch / "floor"),
+    loading, reading = harness.interleave(lambda: load_hf(folder)[1], lambda: read_whole(file))
+    exporting, writing = harness.interleave(
+        lambda: exported(model, params, scratch), lambda: write_whole(content, scratch / "floor")
     )
     title = f"{TITLES[name]}, {result / 1e6:.0f} MB"
     for what, timing, floor, note in (

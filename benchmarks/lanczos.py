@@ -10,6 +10,7 @@ the products themselves, timed in turn, and two reads of the rows that are there
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -154,7 +155,7 @@ def beside(name: str, size: str, peer: Callable[[], Any], ritz: Callable[[Any], 
     run = ours(size)
     matrix = np.asarray(run()[1].matrix, np.float64)
     note = harness.check_same(name, np.linalg.eigvalsh(matrix)[-1], ritz(peer()), tolerance=RITZ_TOLERANCE)
-    mine, theirs = harness.interleave(run, peer)
+    mine, theirs = harness.in_turn(partial(harness.once, run), partial(harness.once, peer))  # both are warm
     at = f"P = {trees.size(problem(size)[0]):,}"
     yield timed(f"{name}, {at}", theirs)
     yield compared(f"lacuna / {name}, {at}, wall", harness.ratio(mine.wall_s, theirs.wall_s), note=note)

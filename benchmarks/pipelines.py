@@ -1,4 +1,4 @@
-"""Many recoveries at once: 16 pipelines in one compiled program beside a Python loop of 16.
+"""Many recoveries at once: 8 pipelines in one compiled program beside a Python loop of 8.
 
     python -m benchmarks pipelines
 
@@ -20,7 +20,7 @@ from benchmarks.rows import Row, compared, timed
 from lacuna import geometry, trees
 from lacuna.training import RecoverConfig, recover, trajectory
 
-NUM_PIPELINES, NUM_STEPS, WIDTH = 16, 32, 220
+NUM_PIPELINES, NUM_STEPS, WIDTH = 8, 32, 220
 CONFIG = RecoverConfig("momentum", 0.05, num_steps=NUM_STEPS)
 TOLERANCE = 1e-5
 """Of captures, which are shares of one: float32 sums over the steps in other orders."""

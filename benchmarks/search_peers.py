@@ -27,7 +27,7 @@ from benchmarks.sweeps import SIGMA, SPEC, Cost, Problem, Server, cost, forward_
 from lacuna import keys, meshes, search, trees
 
 NUM_ROWS, NUM_CANDIDATES, NUM_IN_PLACE, NUM_DRIFTED = 32, 64, 16, 1000
-NUM_DEVICES, NUM_DRAWS, CHUNKS, WIDTHS = (1, 2, 4), (8, 32, 128), (2, 8, 32), (1, 4)
+NUM_DEVICES, NUM_DRAWS, CHUNKS, WIDTHS = (1, 2, 4), (8, 16, 64), (2, 8, 16), (1, 4)
 TOLERANCE = 1e-4
 """Of losses: the same candidate side by side with others and alone."""
 STANDARD_ERRORS = 5
@@ -79,13 +79,10 @@ def beside_evosax() -> Iterator[Row]:
         yield compared(f"lacuna / {what}, wall", harness.ratio(mine.wall_s, theirs.wall_s), goal="<= 1",
                        note=f"{note}; mean losses equal within {STANDARD_ERRORS} standard errors")  # fmt: skip
     size = 4 * trees.size(problem.params)
-    for num in (NUM_CANDIDATES, 4 * NUM_CANDIDATES):
-        added = harness.peak_bytes("benchmarks.search_peers", "evosax", str(num))
-        yield Row(f"memory that {num} candidates add, evosax", added / 1e6, "MB",
-                  note=f"{added / (num * size):.1f} times N x P")  # fmt: skip
-        added = harness.peak_bytes("benchmarks.search_peers", "lacuna", str(num))
-        yield Row(f"memory that {num} candidates add, lacuna", added / 1e6, "MB",
-                  note=f"{added / size:.1f} times P")  # fmt: skip
+    for name, num in (("evosax", NUM_CANDIDATES), ("lacuna", NUM_CANDIDATES), ("lacuna", 4 * NUM_CANDIDATES)):
+        added = harness.peak_bytes("benchmarks.search_peers", name, str(num))
+        note = f"{added / size:.1f} times P; N x P is {num * size / 1e6:.0f} MB"
+        yield Row(f"memory that {num} candidates add, {name}", added / 1e6, "MB", note=note)
 
 
 def _floor_s(num: int) -> float:

@@ -23,7 +23,6 @@ IMPORTS = (
     "import lacuna",
     "import lacuna.geometry",
     "import lacuna.search",
-    "import lacuna.models, lacuna.checkpoints",
 )
 COMMAND = "import sys; sys.argv = ['lacuna', '--help']; from lacuna.cli import main; sys.exit(main())"
 

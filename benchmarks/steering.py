@@ -41,7 +41,7 @@ SPEC = spec_from_config(
 )
 NUM_ARMS = 64
 PROMPT_SHAPE, TEXT_SHAPE = (8, 32), (2, 64)
-WIDTHS = (1, 4, 16)
+WIDTHS = (1, 4)
 NULL_TOLERANCE = 1e-3
 """Of cosines, of which the smallest shifts have the most rounding."""
 TOLERANCE = 1e-4

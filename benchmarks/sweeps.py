@@ -338,7 +338,7 @@ def first_score(environment: dict[str, str], given: list[str]) -> list[float]:
 
 PARTS: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {
     "million": (million, 1_000_000),
-    "driver": (driver, 128),
+    "driver": (driver, 96),
     "one_core": (one_core, 8),
     "cores": (cores, 32),
     "warm_start": (warm_start, 0),
