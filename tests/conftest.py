@@ -30,9 +30,10 @@ def pytest_configure(config):
 
 
 QUICKLY_COMPILED = {"captures", "checkpoints", "cli", "experiments", "models", "reports", "steering", "tasks"}
-"""Folders of tests that leave the compiler's expensive passes out: half of its time, and of no use to tiny programs.
+QUICKLY_COMPILED |= {"test_readme.py", "test_setups.py", "test_setups_language.py"}
+"""Tests that leave the compiler's expensive passes out: half of its time, and of no use to tiny programs.
 
-What is promised to the last bit, or to a few roundings, is tested in the other folders as users run it.
+What is promised to the last bit, or to a few roundings, is tested elsewhere, as users run it.
 """
 
 

@@ -117,15 +117,6 @@ def moved(folder):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Programs that run once are not worth optimising; no other test may meet them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """What a reader would bring, in an empty folder."""
