@@ -111,8 +111,8 @@ def test_a_small_model_learns_to_copy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be positive; got 0"),
-        ({"peak_learning_rate": float("nan")}, "peak_learning_rate must be positive; got nan"),
+        ({"num_steps": 0}, "num_steps must be positive and finite; got 0"),
+        ({"peak_learning_rate": float("nan")}, "peak_learning_rate must be positive and finite; got nan"),
         ({"warmup_steps": 500}, "got 500 of 500"),
         ({"warmup_steps": -1}, "got -1 of 500"),
         ({"weight_decay": -0.1}, "weight_decay"),
@@ -345,8 +345,8 @@ def test_another_seed_or_start_needs_no_other_recovery_program_and_leaves_its_st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": float("nan")}, "learning_rate must be positive; got nan"),
-        ({"num_steps": 0}, "num_steps must be positive; got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite; got nan"),
+        ({"num_steps": 0}, "num_steps must be positive and finite; got 0"),
         ({"eps": 0.0}, "eps must be positive"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\); got 1.0"),
         ({"b1": -0.1}, r"b1 must be in \[0, 1\)"),

@@ -128,7 +128,7 @@ def check_new(folder: str | Path) -> Path:
         folder = Path(folder).expanduser().absolute()
     except RuntimeError as fault:
         raise InvalidInput("a model is written to a new folder", got=f"{folder}, in the home of nobody") from fault
-    if not folder.is_file():
+    if not folder.is_file() and not folder.is_symlink():
         rundir.check_folder(folder)
     is_here = folder.is_dir() and folder.samefile(Path.cwd())  # it would be taken away from under the shell
     occupied = any(folder.iterdir()) or is_here if folder.is_dir() else folder.exists()

@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
     except LacunaError as error:
         return complain(f"lacuna: {error}", 2)
     except OSError as error:
-        given = f"{error.strerror}: {error.filename!s:.80}" if error.strerror and error.filename else error
+        given = f"{error.strerror}: {error.filename!s:.300}" if error.strerror and error.filename else error
         asked = LacunaError(
             "what is read must be there, and what is written must have a place to go",
             got=given,

@@ -43,7 +43,7 @@ def check_folder(path: Path) -> None:
         pass
     except (OSError, ValueError) as fault:  # too long a name, one with a zero byte, or below what cannot be entered
         got = getattr(fault, "strerror", None) or fault
-        raise InvalidInput(f"{path!s:.80} must be a folder", got=got, hint="another folder") from fault
+        raise InvalidInput(f"{path!s:.300} must be a folder", got=got, hint="another folder") from fault
     nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))  # a dangling link counts
     if not nearest.is_dir():
         raise InvalidInput(f"{path} must be a folder", got=f"the file {nearest}", hint="another folder")

@@ -216,7 +216,7 @@ def _read(path: Path) -> str:
         ) from fault
     except OSError as fault:
         raise InvalidInput(
-            f"{path!s:.80} must be a file that can be read",
+            f"{path!s:.300} must be a file that can be read",
             got=fault.strerror,
             hint="a path from this folder, or a whole one",
         ) from fault
