@@ -1,5 +1,6 @@
 """The folder of a run: where it lies, and what is kept in it besides the results."""
 
+import glob
 import hashlib
 import json
 import os
@@ -80,13 +81,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the name of `path` when all went well; of several writers the last one wins."""
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    """A new file to write, which takes the name of `path` when all went well; of several writers the last one wins.
+
+    What a writer that was killed on this machine left unfinished is removed.
+    """
+    mine = f"{path.name}.{platform.node()}"
+    for left in path.parent.glob(f"{glob.escape(mine)}.*.*.partial"):
+        process = left.name.removeprefix(f"{mine}.").split(".")[0]
+        if process.isdigit() and not _is_alive(int(process)):
+            left.unlink(missing_ok=True)
+    unfinished = path.with_name(f"{mine}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
