@@ -29,11 +29,12 @@ def pytest_configure(config):
         jax.config.update(f"jax_{name}", value)
 
 
-QUICKLY_COMPILED = {"captures", "checkpoints", "cli", "experiments", "models", "reports", "steering", "tasks"}
+QUICKLY_COMPILED = {"captures", "checkpoints", "cli", "experiments", "reports", "tasks"}
 QUICKLY_COMPILED |= {"test_readme.py", "test_setups.py", "test_setups_language.py"}
 """Tests that leave the compiler's expensive passes out: half of its time, and of no use to tiny programs.
 
-What is promised to the last bit, or to a few roundings, is tested elsewhere, as users run it.
+They ask what is read, written, said and refused. The numbers behind it, to the last bit or a few roundings, are tested
+in the other folders (search, models, geometry, ...) as users run them.
 """
 
 

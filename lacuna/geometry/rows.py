@@ -164,7 +164,8 @@ def _gram(rows: Rows, other: Rows, *, in_blocks: bool) -> Float[Array, "k m"]:
 def _gram_in_blocks(x: Array, y: Array) -> Float[Array, "k m"]:
     """Inner products of the rows of a leaf that is whole on one device: matrix products of short blocks, added up.
 
-    Twenty times as fast on a CPU as multiply-and-sum and, because no product is longer than its block, more exact.
+    On a CPU eight times as fast as multiply-and-sum for 16 rows and fifty times for 300; as exact, because no product
+    is longer than its block.
     """
     x, y = (leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])) for leaf in (x, y))
     # The blocks' products take no more than a sixteenth of the rows.

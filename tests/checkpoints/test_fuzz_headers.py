@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import fuzzing
 import jax
 import numpy as np
 import pytest
 from adapter_folders import FOLDER as ADAPTERS
 from flax import serialization, traverse_util
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from model_folders import GOLDEN, INDEX, bare, msgpack, sharded
 from safetensors import SafetensorError
@@ -22,13 +23,7 @@ from lacuna.errors import InvalidInput, LacunaError
 from lacuna.models import causal_lm
 
 OURS = (BadCheckpoint, InvalidInput)
-CASES = settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+CASES = fuzzing.cases(80)
 FAMILIES = ("gpt2", "llama", "qwen2_window", "qwen3", "olmo", "olmo2")
 NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 8, 16, 2**24, 2**31, 2**63, 10**400, 0.5, 1e308, -0.0, float("nan")])
 TEXTS = st.sampled_from(

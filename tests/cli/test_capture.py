@@ -111,6 +111,9 @@ def test_a_report_is_redrawn_from_its_records(run, tmp_path, capsys):
     (copy / "records.jsonl").write_text("")
     assert cli.run(["report", str(copy)]) == 2
     assert "records.jsonl must be as it was written; got other bytes" in capsys.readouterr().err
+    (copy / "sha256.json").unlink()
+    assert cli.run(["report", str(copy)]) == 2
+    assert "must hold the records of a capture" in capsys.readouterr().err
 
 
 def points(first, last, **options):

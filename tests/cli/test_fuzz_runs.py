@@ -5,9 +5,10 @@ import re
 import shutil
 from dataclasses import asdict
 
+import fuzzing
 import problems
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -17,13 +18,7 @@ from lacuna.cli.options import SweepOptions
 from lacuna.reports import rundir
 from lacuna.search import Sweep, gaussian, report_run, run_sweep
 
-CASES = settings(
-    max_examples=16,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+CASES = fuzzing.cases(16)
 DOCUMENTS = ("config.json", "environment.json", "result.json", "records.jsonl", "sha256.json")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.sampled_from([-1, 0, 3, 2**40, 10**400, 0.5, float("nan"), "", "a", "\ud800"]),
@@ -113,7 +108,7 @@ def changed(document, data):
     return document
 
 
-@settings(CASES, max_examples=8)
+@fuzzing.cases(8)
 @given(data=st.data(), name=st.sampled_from(["config.json", "environment.json", "result.json"]))
 def test_a_document_of_odd_entries_and_no_digest_is_reported_or_refused(run, nothing_long, capsys, data, name):
     folder = run()

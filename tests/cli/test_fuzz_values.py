@@ -7,10 +7,11 @@ import json
 import math
 import re
 
+import fuzzing
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from model_folders import GOLDEN
 
@@ -28,13 +29,7 @@ ODD = [
     *("(", "*", "[", ".*", "head/kernel", "sort", "x" * 5000, "True", "-x"),
 ]
 texts = st.sampled_from(ODD) | st.integers(-(2**70), 2**70).map(str) | st.floats().map(str) | st.text(max_size=5)
-CASES = settings(
-    max_examples=22,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+CASES = fuzzing.cases(22)
 
 
 class Accepted(BaseException):

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import shutil
 
+import fuzzing
 import numpy as np
 import problems
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lacuna.errors import RunMismatch
@@ -21,12 +22,7 @@ RECORD = 16 + 16 * DRAWS_A_RECORD
 N = 4 * DRAWS_A_RECORD + 40
 """Five records, the last of them not full."""
 
-CASES = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+
 SCORES = np.random.default_rng(0).normal(size=(N, *SHAPE)).astype(np.float32)
 
 
@@ -96,7 +92,7 @@ def read(ledger):
     return scores, ledger.read(scores)
 
 
-@settings(CASES, max_examples=150)
+@fuzzing.cases(150)
 @given(changes=st.lists(damages(), min_size=1, max_size=4))
 def test_what_a_damaged_log_still_says_is_right_and_the_rest_is_scored_again(tmp_path, log, changes):
     path, data = tmp_path / "log", log
@@ -117,7 +113,7 @@ def test_what_a_damaged_log_still_says_is_right_and_the_rest_is_scored_again(tmp
     assert scores.tobytes() == SCORES.tobytes()
 
 
-@settings(CASES, max_examples=60)
+@fuzzing.cases(60)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 40) | st.integers(RECORD - 1, 2 * RECORD + 1))
 def test_any_bytes_are_a_log_of_nothing(tmp_path, seed, size):
     (tmp_path / "log").write_bytes(np.random.default_rng(seed).bytes(size))
@@ -144,7 +140,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(CASES, max_examples=6)
+@fuzzing.cases(6)
 @given(changes=st.lists(damages(most=2), min_size=1, max_size=2), longer=st.booleans())
 def test_a_run_with_a_damaged_log_ends_with_the_same_table(tmp_path, whole, changes, longer):
     result, folder = whole
@@ -163,7 +159,7 @@ def test_a_run_with_a_damaged_log_ends_with_the_same_table(tmp_path, whole, chan
         assert (out / "scores.parquet").read_bytes() == (folder / "scores.parquet").read_bytes()
 
 
-@settings(CASES, max_examples=100)
+@fuzzing.cases(100)
 @given(place=st.integers(0, 2**20), bit=st.integers(0, 7), kept=st.integers(0, 2**20) | st.none())
 def test_a_run_of_a_damaged_identity_is_left_alone_unless_it_says_the_same(tmp_path, whole, place, bit, kept):
     stamp = whole[1] / "identity.json"

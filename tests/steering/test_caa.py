@@ -1,6 +1,10 @@
 """Contrast vectors against the published formulas on recorded streams, their files, and a trained model's."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -211,8 +215,12 @@ def test_the_reference_reads_a_file_of_vectors(tmp_path):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = save_vectors(tmp_path / "vectors.safetensors", SAVED)
-    killed = tmp_path / "vectors.safetensors.0.partial"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    killed = tmp_path / f"vectors.safetensors.{platform.node()}.{ended.pid}.0a.partial"
     killed.write_bytes(b"of a run that was killed")
+    living = tmp_path / f"vectors.safetensors.{platform.node()}.{os.getpid()}.0a.partial"
+    living.write_bytes(b"of one that is not")
     save_vectors(path, replace(SAVED, num_positive=5))
     assert load_vectors(path).num_positive == 5
 
@@ -224,7 +232,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save_vectors(path, SAVED)
     assert load_vectors(path).num_positive == 5
-    assert sorted(tmp_path.iterdir()) == [path, killed]
+    assert sorted(tmp_path.iterdir()) == [path, living]
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):

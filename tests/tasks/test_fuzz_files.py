@@ -3,20 +3,15 @@
 import json
 import re
 
+import fuzzing
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lacuna.errors import InvalidInput
 from lacuna.tasks.task_files import AnswerFile, ChoiceFile, TextFile, read_task
 
-CASES = settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+CASES = fuzzing.cases(300)
 SUFFIXES = (".txt", ".jsonl", ".json")
 FEW = st.text(st.sampled_from('ab \n\r"\\ä\ufeff\u2028\0'), max_size=4)
 WORD = st.sampled_from(["a", " b", "c ", "a b", "", " ", "\ud800", "\u2028", "ü"]) | FEW
