@@ -111,8 +111,8 @@ def test_a_small_model_learns_to_copy():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be positive and finite; got 0"),
-        ({"peak_learning_rate": float("nan")}, "peak_learning_rate must be positive and finite; got nan"),
+        ({"num_steps": 0}, r"TrainConfig\.num_steps must be positive; got 0\."),
+        ({"peak_learning_rate": float("nan")}, r"TrainConfig\.peak_learning_rate must be positive; got nan\."),
         ({"warmup_steps": 500}, "got 500 of 500"),
         ({"warmup_steps": -1}, "got -1 of 500"),
         ({"weight_decay": -0.1}, "weight_decay"),
