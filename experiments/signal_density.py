@@ -244,13 +244,17 @@ def _searched(start: Start, rows: Batch, sweep: search.Sweep) -> Float[np.ndarra
     return result.base_score - result.scores[..., 0].astype(np.float64)
 
 
-def spearman(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; NaN where one of them does not vary."""
+def spearman(rows: Float[np.ndarray, "n columns"]) -> Float[np.ndarray, "columns-1"]:
+    """Spearman's rank correlation of the first column with each other; ties at their mean rank.
+
+    NaN where one of the two does not vary.
+    """
     from scipy.stats import rankdata
 
-    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
-    size = np.sqrt(np.prod([np.sum(r**2) for r in ranks]))
-    return float(ranks[0] @ ranks[1] / size) if size else float("nan")
+    ranks = rankdata(rows, axis=0) - (len(rows) + 1) / 2
+    sizes = np.linalg.norm(ranks, axis=0)
+    with np.errstate(invalid="ignore"):
+        return ranks[:, 0] @ ranks[:, 1:] / (sizes[0] * sizes[1:])
 
 
 @dataclass(frozen=True)
@@ -295,11 +299,10 @@ def ranking(
             of_kinds.setdefault(str(place["basis"]), []).append([found.value, *numbers])
         tables.append({kind: np.asarray(rows) for kind, rows in of_kinds.items() if kinds is None or kind in kinds})
 
-    def means(chosen_seeds: Sequence[int], chosen_kinds: Sequence[str]) -> list[float]:
-        stacked = [
-            np.concatenate([tables[s][kind] for kind in chosen_kinds if kind in tables[s]]) for s in chosen_seeds
-        ]
-        return [float(np.mean([spearman(rows[:, 0], rows[:, 1 + j]) for rows in stacked])) for j in range(len(NUMBERS))]
+    def means(chosen_seeds: Sequence[int], chosen_kinds: Sequence[str]) -> Float[np.ndarray, "numbers"]:
+        seeds, times = np.unique(chosen_seeds, return_counts=True)
+        found = [spearman(np.concatenate([tables[s][k] for k in chosen_kinds if k in tables[s]])) for s in seeds]
+        return times @ np.stack(found) / len(chosen_seeds)
 
     every = list(tables[0])
     samples = [

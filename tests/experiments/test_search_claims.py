@@ -155,12 +155,13 @@ def test_the_interval_of_a_ranking_draws_kinds_and_seeds_anew():
 
 
 def test_ranks_are_correlated_and_ties_share_theirs():
-    assert signal_density.spearman(np.arange(5.0), np.exp(np.arange(5.0))) == pytest.approx(1)
-    assert signal_density.spearman(np.arange(5.0), -np.arange(5.0)) == pytest.approx(-1)
+    x = np.arange(5.0)
+    assert signal_density.spearman(np.stack([x, np.exp(x), -x], axis=1)) == pytest.approx([1, -1])
     x, y = np.asarray([1.0, 2, 2, 4]), np.asarray([1.0, 3, 2, 4])
     expected = np.corrcoef([1, 2.5, 2.5, 4], [1, 3, 2, 4])[0, 1]
-    assert signal_density.spearman(x, y) == pytest.approx(expected)
-    assert np.isnan(signal_density.spearman(np.ones(4), np.arange(4.0)))
+    assert signal_density.spearman(np.stack([x, y], axis=1)) == pytest.approx([expected])
+    assert np.isnan(signal_density.spearman(np.stack([np.ones(4), x], axis=1)))
+    assert np.isnan(signal_density.spearman(np.stack([x, np.ones(4), y], axis=1))).tolist() == [True, False]
 
 
 def test_blocks_become_one_orthonormal_basis_that_sees_what_they_saw():
