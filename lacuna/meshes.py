@@ -54,9 +54,14 @@ def keep_compiled(folder: Path | str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def all_devices() -> list[jax.Device]:
+    """What meshes are made of unless they are given devices: all there are, on all hosts."""
+    return jax.devices()
+
+
 def candidate_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A one-axis mesh over `devices` (default: all of them, on all hosts), with the axis `candidates`."""
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (CANDIDATES,), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -66,7 +71,7 @@ def model_mesh(model: int, devices: list[jax.Device] | None = None) -> Mesh:
     Raises:
       InvalidInput: `model` does not divide the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     if model < 1 or len(devices) % model:
         raise InvalidInput("the number of devices must be a multiple of `model`", got=f"{len(devices)} and {model}")
     shape = (len(devices) // model, model)

@@ -1,4 +1,4 @@
-"""What every test runs under: eight virtual CPU devices, types and shapes checked, programs compiled once."""
+"""What every test runs under: virtual CPU devices, types and shapes checked, programs compiled once."""
 
 import os
 import shutil
@@ -44,6 +44,16 @@ def how_programs_are_compiled(request):
     if jax.config.read("jax_disable_most_optimizations") != quickly:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", quickly)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def searched_on_two_devices():
+    """As many as a small machine has cores: eight on two take three times as long. A test of more asks for them."""
+    from lacuna import meshes
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(meshes, "all_devices", lambda: jax.devices()[:2])
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -200,14 +200,12 @@ def _device_bytes(mesh: "Mesh") -> int | None:
 
 def mesh_of(options: SweepOptions) -> "Mesh":
     """The mesh that the options ask for, over the devices of all hosts."""
-    import jax
-
     from lacuna import meshes
 
     if options.mesh is None:
         return meshes.candidate_mesh()
     candidates, model = options.mesh
-    num_devices = jax.device_count()
+    num_devices = len(meshes.all_devices())
     if min(candidates, model) < 1 or candidates * model != num_devices:
         raise InvalidInput(
             f"mesh must be two numbers whose product is the number of devices, {num_devices}",

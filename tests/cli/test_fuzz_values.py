@@ -17,7 +17,7 @@ from model_folders import GOLDEN
 
 import lacuna.cli.capture
 from experiments import commands, registry
-from lacuna import cli, models, setups, trees
+from lacuna import cli, meshes, models, setups, trees
 from lacuna.checkpoints import hf, verify
 from lacuna.setups import digit_models
 from lacuna.tasks.digits import DIGIT_TASKS
@@ -336,14 +336,14 @@ def test_scales_are_taken_where_they_name_leaves_and_else_refused(here, pairs):
 
 @CASES
 @given(axes=st.lists(texts, max_size=3), command=st.sampled_from([SWEEP, PLAN]))
-@example(axes=["2", "4"], command=SWEEP)
+@example(axes=["1", "2"], command=SWEEP)
 @example(axes=["2147483648", "1"], command=PLAN)
-@example(axes=["-1", "-8"], command=SWEEP)
+@example(axes=["-1", "-2"], command=SWEEP)
 @example(axes=["1"], command=SWEEP)
 def test_a_mesh_is_taken_where_it_is_one_and_else_refused(here, axes, command):
     valid = len(axes) == 2 and all(whole(1)(axis) for axis in axes)
     if valid and command is SWEEP:
-        valid = int(axes[0]) * int(axes[1]) == jax.device_count()
+        valid = int(axes[0]) * int(axes[1]) == len(meshes.all_devices())
     assert is_accepted(cli.run, [*command, "--mesh", *axes]) == valid
 
 
