@@ -214,8 +214,8 @@ def _search(
     machine = meshes.describe(mesh)
     processes = f", {machine['num_processes']} processes" if machine["num_processes"] > 1 else ""
     console.print(
-        f"Searching around the {config['title']}: {settings.num_candidates:,} draws, "
-        f"{settings.num_evaluations:,} candidates, on {mesh.size} {machine['device_kind']} device(s){processes}, "
+        f"Best of {settings.num_candidates:,} draws: {config['title']}; "
+        f"{settings.num_evaluations:,} candidates on {mesh.size} {machine['device_kind']} device(s){processes}, "
         f"into {out}",
         soft_wrap=True,
     )

@@ -28,15 +28,15 @@ def test_a_plain_line_comes_every_ten_seconds_and_at_the_end(clock):
             clock[0] += 4
     lines = console.file.getvalue().splitlines()
     assert lines == [
-        "searching: 15 of 25, 10 candidates/s, 8 s left",
-        "searching: 25 of 25, 10 candidates/s, done",
+        "searching: 120 of 200 candidates, 10 a second, 8 s left",
+        "searching: 200 of 200 candidates, 10 a second, done",
     ]
 
 
-def test_a_terminal_gets_a_bar_with_the_note():
+def test_a_terminal_gets_a_bar_with_the_note_that_counts_in_the_unit_of_its_rate():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with progress.progress(console, "training", unit="steps") as advance:
+    with progress.progress(console, "training", unit="steps", scale=8) as advance:
         advance(0, 2, "loss 2.0")
         advance(2, 2, "loss 1.0")
     assert "loss 1.0" in console.file.getvalue()
-    assert "2/2" in console.file.getvalue()
+    assert "16/16" in console.file.getvalue()
