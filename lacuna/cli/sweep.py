@@ -77,6 +77,7 @@ def sweep(
     sweep_options.start(command)  # before anything touches a device
     processes = (command.coordinator, command.num_processes, command.process_id)
     if command.distributed or any(one is not None for one in processes):
+        console.print("Waiting for the other processes of the run ...")
         hosts.start(*processes)
     console.quiet = not hosts.is_first()
     if command.resume or command.extend:

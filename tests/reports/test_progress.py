@@ -1,6 +1,7 @@
 """A log gets a line now and then; the rate leaves out what came before the first call."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -40,3 +41,15 @@ def test_a_terminal_gets_a_bar_with_the_note_that_counts_in_the_unit_of_its_rate
         advance(2, 2, "loss 1.0")
     assert "loss 1.0" in console.file.getvalue()
     assert "16/16" in console.file.getvalue()
+
+
+def test_slow_work_has_a_rate_and_an_end_on_a_terminal():
+    now = [0.0]
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, get_time=lambda: now[0])
+    with progress.progress(console, "training", unit="steps") as advance:
+        for done in (0, 10, 20):
+            advance(done, 30, "")
+            now[0] += 40
+    shown = console.file.getvalue()
+    assert "0.25 steps/s" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert "00:40" in shown
