@@ -30,12 +30,13 @@ def test_a_signal_before_the_command_is_read_is_one_word(number):
     assert (done.stdout, done.stderr, done.returncode) == ("", "Interrupted.\n", 128 + number)
 
 
-ALONE = "lacuna sweep --coordinator 127.0.0.1:1 --num-processes 2 --process-id 1".split()
+ALONE = ["lacuna", "sweep", "--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "1"]
 
 
 def test_a_process_that_waits_for_the_others_heeds_a_signal():
     code = f"import sys, lacuna.cli\nsys.argv = {ALONE}\nlacuna.cli.main()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as one:
         assert one.stdout.readline() == "Waiting for the other processes of the run ...\n"
         time.sleep(0.5)
         one.send_signal(signal.SIGTERM)
@@ -47,7 +48,8 @@ def test_a_process_that_waits_for_the_others_heeds_a_signal():
 
 
 def test_a_process_that_nobody_joins_ends_with_a_sentence():
-    done = python(f"import sys, lacuna.cli, lacuna.hosts\nlacuna.hosts.WAIT_S = 1\nsys.argv = {ALONE}\nlacuna.cli.main()")
+    soon = "import lacuna.hosts\nlacuna.hosts.WAIT_S = 1"
+    done = python(f"{soon}\nimport sys, lacuna.cli\nsys.argv = {ALONE}\nlacuna.cli.main()")
     assert done.returncode == 2
     assert "the processes of a run must find each other; got no answer within 1 s" in done.stderr
     assert "stack trace" not in done.stderr
