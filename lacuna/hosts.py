@@ -29,7 +29,7 @@ SHUTDOWN_S = 60
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the processes of a run. Call it before anything touches a device.
 
-    With no argument the cluster says who is who: Cloud TPU, SLURM, MPI and GKE do.
+    With no argument the cluster says who is who: Cloud TPU, SLURM, MPI and GKE do. Waits at most `WAIT_S` seconds.
 
     Args:
       coordinator: `host:port` of process 0, as every process reaches it.
@@ -37,7 +37,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       process_id: which one this is, from 0.
 
     Raises:
-      InvalidInput: some but not all of the three, no host:port, numbers out of range, or no cluster that answers.
+      InvalidInput: some but not all of the three, no host:port, numbers out of range, or nobody who
+        answers in time.
     """
     given = (coordinator, num_processes, process_id)
     if any(one is None for one in given) and any(one is not None for one in given):
