@@ -5,7 +5,9 @@ hosts need no disk in common; what it reads, and what it refuses, reaches the ot
 """
 
 import json
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lacuna.errors import InvalidInput, LacunaError
+
+WAIT_S = 300
+"""Seconds that a process waits at its start for the others."""
 
 HEARTBEAT_S = 30
 """Seconds without a sign of life after which a process counts as dead and ends the run."""
@@ -24,7 +29,7 @@ SHUTDOWN_S = 60
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Join the processes of a run. Call it before anything touches a device.
 
-    With no argument the cluster says who is who: Cloud TPU, SLURM, MPI and GKE do.
+    With no argument the cluster says who is who: Cloud TPU, SLURM, MPI and GKE do. Waits at most `WAIT_S` seconds.
 
     Args:
       coordinator: `host:port` of process 0, as every process reaches it.
@@ -32,7 +37,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       process_id: which one this is, from 0.
 
     Raises:
-      InvalidInput: some but not all of the three, no host:port, numbers out of range, or no cluster that answers.
+      InvalidInput: some but not all of the three, no host:port, numbers out of range, or nobody who
+        answers in time.
     """
     given = (coordinator, num_processes, process_id)
     if any(one is None for one in given) and any(one is not None for one in given):
@@ -50,14 +56,17 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     # What CPUs need to talk to each other; other platforms pass over it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from everybody else
+    join = partial(
+        jax.distributed.initialize,
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=WAIT_S + 60,  # at its end the library kills the process with a stack trace
+        heartbeat_timeout_seconds=HEARTBEAT_S,
+        shutdown_timeout_seconds=SHUTDOWN_S,
+    )
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=SHUTDOWN_S,
-        )
+        _beside_signals(join, WAIT_S)
     except (RuntimeError, ValueError) as fault:
         first = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise InvalidInput(
@@ -65,6 +74,29 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
             got=first,
             hint="--coordinator host:1234 --num-processes 2 --process-id 0 (or 1) where no cluster says who is who",
         ) from fault
+
+
+def _beside_signals(work: Callable[[], None], wait_s: float) -> None:
+    """Call `work`, which may wait for minutes outside of Python, in a thread, so that Ctrl-C and SIGTERM are heeded.
+
+    Raises:
+      RuntimeError: it still waits after `wait_s` seconds.
+    """
+    faults: list[Exception] = []
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as fault:  # whatever it is, it is raised below
+            faults.append(fault)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if thread.is_alive():
+        raise RuntimeError(f"no answer within {wait_s} s")
+    if faults:
+        raise faults[0]
 
 
 def is_first() -> bool:

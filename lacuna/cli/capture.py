@@ -406,7 +406,7 @@ def _written(
 def _table(records: "list[Record]") -> Table:
     from lacuna.reports import capture_report
 
-    table = plain_table("basis", "k", "mass", "norm", "random\nlevel", "random\nsigns", "loss drop\nkept")
+    table = plain_table("basis", "k", "mass", "norm", "random\nlevel", "random signs,\nlargest", "loss drop\nkept")
     for row in capture_report.rows_of(records):
         table.add_row(
             row.name,

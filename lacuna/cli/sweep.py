@@ -77,6 +77,7 @@ def sweep(
     sweep_options.start(command)  # before anything touches a device
     processes = (command.coordinator, command.num_processes, command.process_id)
     if command.distributed or any(one is not None for one in processes):
+        console.print("Waiting for the other processes of the run ...")
         hosts.start(*processes)
     console.quiet = not hosts.is_first()
     if command.resume or command.extend:
@@ -214,8 +215,8 @@ def _search(
     machine = meshes.describe(mesh)
     processes = f", {machine['num_processes']} processes" if machine["num_processes"] > 1 else ""
     console.print(
-        f"Searching around the {config['title']}: {settings.num_candidates:,} draws, "
-        f"{settings.num_evaluations:,} candidates, on {mesh.size} {machine['device_kind']} device(s){processes}, "
+        f"Best of {settings.num_candidates:,} draws: {config['title']}; "
+        f"{settings.num_evaluations:,} candidates on {mesh.size} {machine['device_kind']} device(s){processes}, "
         f"into {out}",
         soft_wrap=True,
     )

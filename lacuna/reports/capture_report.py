@@ -187,10 +187,18 @@ def _moved(records: Sequence[Record]) -> str:
     most = max(layers, key=lambda r: r.value)
     where = most.where["layer"]
     place = f"layer {where}" if isinstance(where, int) else f"`{where}`"
+    radius = _radius(records, by="all")
+    relative = f", a relative radius of {radius}" if radius else ""
     return (
-        f"{size:,.0f} parameters, by |d| = {length:.4g}, a relative radius of "
-        f"{value(records, 'relative_radius', by='all'):.2g}. Most of it is in {place}: {percent(most.value)} of |d|²."
+        f"{size:,.0f} parameters, by |d| = {length:.4g}{relative}. Most of it is in {place}: "
+        f"{percent(most.value)} of |d|²."
     )
+
+
+def _radius(records: Sequence[Record], **where: Place) -> str:
+    """How far a part moved in lengths of its start; nothing where that was zero."""
+    radius = value(records, "relative_radius", **where)
+    return "" if math.isnan(radius) else f"{radius:.2g}"
 
 
 def _captured(records: Sequence[Record]) -> str:
@@ -209,7 +217,8 @@ def _beyond_chance(records: Sequence[Record]) -> str:
     for row in rows:
         if row.task == "control" or row.basis == "random":
             continue
-        others = {"the random level": row.high} | {law: largest for law, (_, largest) in row.controls.items()}
+        others = {law: largest for law, (_, largest) in row.controls.items()}
+        others["the upper end of the random level"] = row.high
         for other in rows:
             if (other.basis, other.task) == (row.basis, "control"):
                 others["the control task"] = other.mass
@@ -287,7 +296,7 @@ def _places_table(records: Sequence[Record], by: str) -> str:
         line = [
             str(place),
             f"{value(records, 'block_mass_share', **at):.3g}",
-            f"{value(records, 'relative_radius', **at):.2g}",
+            _radius(records, **at),
         ]
         for row in rows:
             of = {"basis": row.basis, "task": row.task, **at}

@@ -17,21 +17,27 @@ from rich.progress import (
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+RATE_OVER_S = 300.0
 
 Advance = Callable[[int, int, str], None]
 """`advance(done, total, note)`; the note is a few words on where the work stands."""
 
 
 class _Rate(ProgressColumn):
-    """Work done a second, over the last half minute."""
+    """Work done a second, over the last minutes."""
 
-    def __init__(self, unit: str, scale: int):
+    def __init__(self, unit: str):
         super().__init__()
-        self._unit, self._scale = unit, scale
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed * self._scale:,.0f} {self._unit}/s" if speed else "", style="cyan")
+        return Text(f"{_digits(speed)} {self._unit}/s" if speed else "", style="cyan")
+
+
+def _digits(rate: float) -> str:
+    """A rate, to two digits where it is small."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 @contextmanager
@@ -41,7 +47,7 @@ def progress(console: Console, title: str, *, unit: str, scale: int = 1) -> Iter
     Args:
       console: where to; a bar if it is a terminal, else a line every ten seconds.
       title: what the work is.
-      unit: what the rate counts, e.g. `candidates`.
+      unit: what is counted, e.g. `candidates`.
       scale: units for each step of `done`.
     """
     if not console.is_terminal:
@@ -51,13 +57,13 @@ def progress(console: Console, title: str, *, unit: str, scale: int = 1) -> Iter
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        _Rate(unit, scale),
+        _Rate(unit),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=RATE_OVER_S) as bar:
         shown = bar.add_task(title, total=None, note="compiling")
-        yield lambda done, total, note: bar.update(shown, completed=done, total=total, note=note)
+        yield lambda done, total, note: bar.update(shown, completed=done * scale, total=total * scale, note=note)
 
 
 def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance:
@@ -75,7 +81,7 @@ def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance
         last = now
         rate = (done - first[1]) / (now - first[0])
         left = "done" if done >= total else f"{(total - done) / rate:,.0f} s left" if rate else ""
-        parts = [f"{done:,} of {total:,}", f"{rate * scale:,.0f} {unit}/s", left, note]
+        parts = [f"{done * scale:,} of {total * scale:,} {unit}", f"{_digits(rate * scale)} a second", left, note]
         console.print(f"{title}: {', '.join(part for part in parts if part)}", highlight=False)
 
     return advance

@@ -81,12 +81,12 @@ def _continue_command(run: Path) -> str:
 
 CAPTIONS = {
     "gain_by_sigma": "Gain of the whole sweep against sigma, as it is and in units of σ|a|, where Theorem 1 is a "
-    "horizontal line. The dots are measured; the theory knows only the "
+    "horizontal line; |a| is the norm of the gradient. The dots are measured; the theory knows only the "
     "gradient and the curvature at the base point.",
     "best_of_n": "Best of N at each sigma: the mean over all subsets of N draws beside the prediction. A panel "
     "that is called not linear lies beyond the regime that the theory is judged in.",
     "linear_regime": "Odd part F1 and even part F2 of the loss along the noise (left), and the share of the odd "
-    "part (right).",
+    "part (right), which is linear above the dashed line.",
 }
 
 
@@ -126,8 +126,11 @@ def _formula(records: Sequence[Record], config: dict[str, Any]) -> str:
             f"m₁, m₂ the moments of the largest coordinate on a sphere in k = {dimension:,.0f} dimensions"
         )
     plain = (config.get("family", "gaussian"), config.get("unit", "sigma")) == ("gaussian", "sigma")
-    along = "" if plain else ", where |a|, H and u are those along the noise, for a step of σ = 1"
-    return f"σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu]{along}"
+    along = "" if plain else " along the noise, for a step of σ = 1"
+    return (
+        "σ|a| E[max] − σ²/2 [tr H + (m₂ − 1) uᵀHu], with the gradient a, its direction u and the Hessian H"
+        f"{along}, and with m₂ = E[max²]"
+    )
 
 
 def _rule(records: Sequence[Record], config: dict[str, Any]) -> str:
@@ -152,7 +155,7 @@ def _sigma_table(records: Sequence[Record], unit: str) -> str:
     lines = []
     for row in sigma_rows(records):
         odd = [_number(row.f1_share, ".3f"), _number(row.f1_slope, ".2f")]
-        line = [f"{row.sigma:g}", f"{row.relative_radius:.3g}", *(("", "") if moves_in_steps(records) else odd)]
+        line = [f"{row.sigma:g}", _number(row.relative_radius, ".3g"), *(("", "") if moves_in_steps(records) else odd)]
         measured = _number(row.measured, ".4g")
         band = "" if math.isnan(row.low) else f"[{row.low:.4g}, {row.high:.4g}]"
         line += [_number(row.predicted, ".4g"), band]

@@ -135,7 +135,7 @@ def _one_by_one(at: Callable[[Float[Array, ""]], Any], scales: Scales) -> Float[
     def trip(i: Integer[Array, ""], scores: Float[Array, "C"]) -> Float[Array, "C"]:
         found = at(values[i])
         if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
-            got = jax.tree.map(lambda x: f"{type(x).__name__}, {jnp.result_type(x)}{list(jnp.shape(x))}", found)
+            got = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", found)
             raise InvalidInput("loss(params, batch) must return one floating-point scalar", got=got)
         return scores.at[i].set(found.astype(jnp.float32))
 

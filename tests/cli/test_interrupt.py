@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,6 +28,31 @@ def test_a_signal_before_the_command_is_read_is_one_word(number):
         "lacuna.cli.main()"
     )
     assert (done.stdout, done.stderr, done.returncode) == ("", "Interrupted.\n", 128 + number)
+
+
+ALONE = ["lacuna", "sweep", "--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "1"]
+
+
+def test_a_process_that_waits_for_the_others_heeds_a_signal():
+    code = f"import sys, lacuna.cli\nsys.argv = {ALONE}\nlacuna.cli.main()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as one:
+        assert one.stdout.readline() == "Waiting for the other processes of the run ...\n"
+        time.sleep(0.5)
+        one.send_signal(signal.SIGTERM)
+        try:
+            said = one.communicate(timeout=20)[1]
+        finally:
+            one.kill()
+    assert (one.returncode, said.splitlines()[-1]) == (143, "Interrupted.")
+
+
+def test_a_process_that_nobody_joins_ends_with_a_sentence():
+    soon = "import lacuna.hosts\nlacuna.hosts.WAIT_S = 1"
+    done = python(f"{soon}\nimport sys, lacuna.cli\nsys.argv = {ALONE}\nlacuna.cli.main()")
+    assert done.returncode == 2
+    assert "the processes of a run must find each other; got no answer within 1 s" in done.stderr
+    assert "stack trace" not in done.stderr
 
 
 def test_a_name_that_no_terminal_shows_is_printed_all_the_same():

@@ -1,6 +1,9 @@
 """The page of a capture: what it says of records that are written here by hand."""
 
+import dataclasses
 import json
+import math
+import re
 
 import pytest
 
@@ -55,12 +58,21 @@ def test_controls_are_mean_and_largest_of_their_draws():
     assert (row.rank, row.level, row.low, row.high) == (2, 0.002, 0.0001, 0.007)
 
 
+def test_a_part_that_began_at_zero_has_no_relative_radius(tmp_path):
+    records = [
+        dataclasses.replace(r, value=math.nan) if r.quantity == "relative_radius" else r for r in found({OWN: 0.1})
+    ]
+    page = capture_report.write_report(folder(tmp_path / "run", records)).read_text()
+    assert "relative radius" not in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+
+
 @pytest.mark.parametrize(
     ("masses", "sentence"),
     [
-        ({OWN: 0.14}, "gradient 20 times the random level."),
+        ({OWN: 0.14}, "gradient 20 times the upper end of the random level."),
         ({OWN: 0.14, CONTROL: 0.07}, "gradient 2 times the control task."),
-        ({OWN: 0.0035}, "gradient 0.5 times the random level, so NOT above chance."),
+        ({OWN: 0.0035}, "gradient 0.5 times the upper end of the random level, so NOT above chance."),
         ({RANDOM: 0.003}, "0.3 %, inside its interval"),
         ({RANDOM: 0.03}, "3 %, OUTSIDE its interval"),
     ],

@@ -1,6 +1,7 @@
 """A log gets a line now and then; the rate leaves out what came before the first call."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -28,15 +29,27 @@ def test_a_plain_line_comes_every_ten_seconds_and_at_the_end(clock):
             clock[0] += 4
     lines = console.file.getvalue().splitlines()
     assert lines == [
-        "searching: 15 of 25, 10 candidates/s, 8 s left",
-        "searching: 25 of 25, 10 candidates/s, done",
+        "searching: 120 of 200 candidates, 10 a second, 8 s left",
+        "searching: 200 of 200 candidates, 10 a second, done",
     ]
 
 
-def test_a_terminal_gets_a_bar_with_the_note():
+def test_a_terminal_gets_a_bar_with_the_note_that_counts_in_the_unit_of_its_rate():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with progress.progress(console, "training", unit="steps") as advance:
+    with progress.progress(console, "training", unit="steps", scale=8) as advance:
         advance(0, 2, "loss 2.0")
         advance(2, 2, "loss 1.0")
     assert "loss 1.0" in console.file.getvalue()
-    assert "2/2" in console.file.getvalue()
+    assert "16/16" in console.file.getvalue()
+
+
+def test_slow_work_has_a_rate_and_an_end_on_a_terminal():
+    now = [0.0]
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, get_time=lambda: now[0])
+    with progress.progress(console, "training", unit="steps") as advance:
+        for done in (0, 10, 20):
+            advance(done, 30, "")
+            now[0] += 40
+    shown = console.file.getvalue()
+    assert "0.25 steps/s" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert "00:40" in shown

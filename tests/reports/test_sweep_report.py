@@ -1,5 +1,6 @@
 """Verdicts follow their rule, and a report is drawn from the records of a folder alone."""
 
+import dataclasses
 import json
 import math
 import re
@@ -117,6 +118,15 @@ def test_the_report_says_who_wins_a_tie_and_what_a_wider_sweep_did_about_its_fin
     edit(tmp_path / "config.json", width=8)
     assert "8 candidates wide" in sweep_report.write_report(tmp_path).read_text()
     assert "wide" not in plain
+
+
+def test_a_point_of_zeros_has_no_relative_radius(tmp_path):
+    found = sweeps.sweep_records()
+    for i, record in enumerate(found):
+        if record.quantity == "relative_radius":
+            found[i] = dataclasses.replace(record, value=math.nan)
+    text = sweep_report.write_report(run_folder(tmp_path, found)).read_text()
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
 def page(tmp_path, **kind):
