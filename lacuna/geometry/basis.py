@@ -170,6 +170,20 @@ def triangularise(
 ) -> Triangular:
     """`orthonormalise`, unchecked, with the coefficients; `floor` and `by_row` as in `grow`."""
     k = ops.check_rows(rows)
+    one_by_one = partial(_row_after_row, rows, method=method, floor=floor, by_row=by_row)
+    if not by_row or not k or sum(leaf.size for leaf in jax.tree.leaves(rows)) < LEAST_BY_GRAM:
+        return one_by_one()
+    found = factors(rows, floor)
+    return lax.cond(found.fit, lambda: by_gram(rows, found, method=method), one_by_one)
+
+
+LEAST_BY_GRAM = 2**22
+"""Numbers in the rows from which on the Gram matrix is worth its compilation."""
+
+
+def _row_after_row(rows: Rows, *, method: str, floor: Float[Array, ""] | float, by_row: bool) -> Triangular:
+    """Gram-Schmidt for rows of any conditioning."""
+    k = ops.check_rows(rows)
     start = Triangular(empty(ops.like_one(rows), capacity=k, method=method), jnp.zeros((k, k)), jnp.zeros(k, jnp.int32))
 
     def add(j: Int[Array, ""], state: Triangular) -> Triangular:
@@ -178,6 +192,72 @@ def triangularise(
 
     found = lax.fori_loop(0, k, add, start) if k else start
     return found._replace(basis=nothing_if_not_finite(found.basis))
+
+
+class Factors(NamedTuple):
+    """Rows as a triangular matrix times orthonormal rows, `second first rows`, from inner products alone.
+
+    Attributes:
+      fit: whether the rows are finite, independent and well enough conditioned for all of this to be right, bool[].
+      coefficients: of the rows on the orthonormal ones, lower triangular.
+      first: makes them orthonormal but for the rounding of their inner products.
+      second: removes that; the identity where there is nothing to remove.
+      twice: whether there was, bool[].
+    """
+
+    fit: Bool[Array, ""]
+    coefficients: Float[Array, "k k"]
+    first: Float[Array, "k k"]
+    second: Float[Array, "k k"]
+    twice: Bool[Array, ""]
+
+
+LARGEST_INVERSE = 2.0**12
+"""Of inner products, as cosines: the trace of their inverse. No row has then less than 1 / 64 of its length outside of
+the span of the others, and rows made orthonormal once are so to 2^12 eps, which the second time squares away."""
+
+SAFE_SQUARE = 1e20
+"""Squared lengths between its reciprocal and this lose nothing to underflow, and nothing overflows."""
+
+
+def factors(rows: Rows, floor: Float[Array, ""] | float = 0.0) -> Factors:
+    """Triangular factors of rows that are whole on one device; reads them once, or twice where they are far from
+    orthogonal. `floor` as in `grow`.
+
+    Source: CholeskyQR2, Yamamoto, Nakatsukasa, Yanagisawa and Fukaya (2015).
+    """
+    k = ops.check_rows(rows)
+    identity = jnp.eye(k)
+    products = ops.gram_of_combined(identity, rows)
+    squares = jnp.diagonal(products)
+    lengths = jnp.sqrt(squares)
+    cosines = products / lengths[:, None] / lengths
+    lower, inverse = _cholesky(cosines)
+    first = inverse / lengths
+    safe = jnp.all((squares > 1 / SAFE_SQUARE) & (squares < SAFE_SQUARE))
+    fit = safe & (jnp.sum(jnp.square(inverse)) < LARGEST_INVERSE)
+    # Closer to orthogonal than this, no eigenvalue of the cosines is below 1/2: their rounding is doubled at most.
+    twice = fit & ~(jnp.sum(jnp.square(cosines - identity)) < 0.25)
+    below, second = lax.cond(twice, lambda: _cholesky(ops.gram_of_combined(first, rows)), lambda: (identity, identity))
+    coefficients = lengths[:, None] * ops.product(lower, below)
+    fit &= jnp.all(jnp.diagonal(coefficients) > floor)
+    return Factors(fit, coefficients, first, second, twice)
+
+
+def _cholesky(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
+    """The lower triangular factor and its inverse; NaN where there is none."""
+    lower = jnp.linalg.cholesky(gram)
+    return lower, jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(gram)), lower=True)
+
+
+def by_gram(rows: Rows, found: Factors, *, method: str) -> Triangular:
+    """The basis whose factors these are."""
+    k = ops.check_rows(rows)
+    # Not as one product: what rounding leaves of `second first` would not be orthogonal to an eps.
+    once = ops.combine(found.first, rows)
+    orthonormal = ops.combine_in_place(found.second, once, found.twice)
+    basis = Basis(orthonormal, jnp.int32(k), jnp.int32(0), method)
+    return Triangular(basis, found.coefficients, jnp.arange(1, k + 1, dtype=jnp.int32))
 
 
 def basis_usable(basis: Basis) -> Bool[Array, ""]:
