@@ -108,7 +108,7 @@ BEYOND = {
     "zero": scaled_row(conditioned(1), 2, 0),
     "not a number": scaled_row(conditioned(1), 2, np.nan),
     "infinite": scaled_row(conditioned(1), 2, np.inf),
-    "squares that underflow": scaled_row(conditioned(1), 2, 1e-18),
+    "squares some of which underflow": scaled_row(conditioned(1), 2, 3e-17),
     "squares that overflow": scaled_row(conditioned(1), 2, 1e25),
 }
 
