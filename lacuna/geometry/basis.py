@@ -228,7 +228,7 @@ def factors(rows: Rows, floor: Float[Array, ""] | float = 0.0) -> Factors:
     """
     k = ops.check_rows(rows)
     identity = jnp.eye(k)
-    products = ops.gram_of_combined(identity, rows)
+    products = ops.gram_in_blocks(rows, rows)
     squares = jnp.diagonal(products)
     lengths = jnp.sqrt(squares)
     cosines = products / lengths[:, None] / lengths
