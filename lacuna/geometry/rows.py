@@ -137,12 +137,13 @@ def combine(coefficients: Float[Array, "*m k"], rows: Rows) -> Delta | Rows:
     return jax.tree.map(of_leaf, rows)
 
 
-def gram(rows: Rows, other: Rows | None = None) -> Float[Array, "k m"]:
+def gram(rows: Rows, other: Rows | None = None, *, by_row: bool | None = None) -> Float[Array, "k m"]:
     """Inner products of all rows with all rows of `other` (default: with themselves).
 
     Args:
       rows: k vectors, in any floating dtype.
       other: m vectors on the same tree.
+      by_row: whether all leaves are whole on one CPU, as for every kernel; None looks where they are.
 
     Returns:
       float32, accumulated in float32. These are the products themselves: they underflow to zero for vectors
@@ -154,7 +155,7 @@ def gram(rows: Rows, other: Rows | None = None) -> Float[Array, "k m"]:
     other = rows if other is None else other
     check_rows(other)
     check_on_tree("gram", rows, like_one(other))
-    return _gram(rows, other, in_blocks=on_one_cpu(rows, other))
+    return _gram(rows, other, in_blocks=on_one_cpu(rows, other) if by_row is None else by_row)
 
 
 @partial(jax.jit, static_argnames="in_blocks")  # or a call outside of a program would be compiled at every call
