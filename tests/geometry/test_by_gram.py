@@ -11,6 +11,7 @@ from lacuna import geometry
 from lacuna.geometry import Status
 from lacuna.geometry import basis as bases
 from lacuna.geometry import rows as ops
+from lacuna.geometry.factors import factors
 
 EPS = np.finfo(np.float32).eps
 LIKE = {"blocks and a rest": jnp.zeros((3, ops.LEAST_BLOCK - 7)), "scalar": jnp.zeros(()), "nothing": jnp.zeros((0, 3))}
@@ -32,8 +33,8 @@ def scaled_row(rows, j, scale):
 
 @jax.jit
 def by_gram(rows):
-    found = bases.factors(rows)
-    return found, bases.by_gram(rows, found, method="by gram")
+    found = factors(rows)
+    return found, bases._by_gram(rows, found, method="by gram")
 
 
 def on_one_cpu(kernel):
@@ -131,7 +132,7 @@ def test_more_rows_than_numbers_are_left_to_gram_schmidt():
 def test_a_row_with_less_than_the_floor_outside_of_the_others_is_left_to_gram_schmidt():
     rows = conditioned(5)
     least = float(jnp.min(jnp.diagonal(by_gram(rows)[0].coefficients)))
-    fit = jax.jit(lambda floor: bases.factors(rows, floor).fit)
+    fit = jax.jit(lambda floor: factors(rows, floor).fit)
     assert fit(0.9 * least)
     assert not fit(1.1 * least)
 

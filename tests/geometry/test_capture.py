@@ -55,7 +55,9 @@ def test_what_the_rounding_of_a_long_product_leaves_in_the_span_is_not_lost():
     """Of positive numbers it is an eps or two of the vector; what the rounding of each element leaves is a third."""
     row = np.abs(np.random.default_rng(0).normal(size=2**21)) + 0.3
     rows = jnp.asarray(row[None] / np.linalg.norm(row), jnp.float32)
-    assert geometry.capture(geometry.Basis(rows, jnp.int32(1), jnp.int32(0)), 7 * rows[0]).lost < (0.7 * EPS) ** 2
+    basis = geometry.Basis(rows, jnp.int32(1), jnp.int32(0))
+    for by_row in (True, False):
+        assert geometry.capture(basis, 7 * rows[0], by_row=by_row).lost < (0.7 * EPS) ** 2
 
 
 def test_capture_of_random_bases_has_the_beta_law():
