@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from lacuna.geometry import rows as ops
 from lacuna.geometry.basis import Basis, check_single, triangularise
-from lacuna.types import Rows
+from lacuna.geometry.status import kernel
+from lacuna.types import Delta, Rows
 
 
-@jax.jit
-def principal_angles(a: Basis, b: Basis) -> Float[Array, "r"]:
+@kernel()
+def principal_angles(a: Basis, b: Basis, *, by_row: bool = False) -> Float[Array, "r"]:
     """Principal angles between two subspaces, smallest first.
 
     Cosines and sines are combined, because the arccos of a float32 cosine cannot see angles below 5e-4: below
@@ -40,29 +42,41 @@ def principal_angles(a: Basis, b: Basis) -> Float[Array, "r"]:
     check_single(a, b)
     large, small = (a, b) if a.capacity >= b.capacity else (b, a)
     r = small.capacity
-    mixed = ops.gram(small.rows, large.rows)
+    mixed = ops.gram(small.rows, large.rows, by_row=by_row)
     left, cosines, _ = jnp.linalg.svd(mixed, full_matrices=False)
     # Principal vectors of the small subspace, nearest first, and what of each lies outside of the large one.
     nearest = ops.combine(left.T, small.rows)
     near = cosines > 0.5**0.5
-    outside = jax.lax.map(lambda v: _outside(large.rows, v), nearest)
+    outside = _outside_together if by_row else _outside_one_by_one
+    outside = outside(large.rows, nearest)
     # Cosines near one are equal in float32, so the nearest vectors come out mixed: their sines are singular values.
     outside = jax.tree.map(lambda x: jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), outside)
-    sines = jnp.sort(jnp.linalg.svd(triangularise(outside).coefficients, compute_uv=False))
+    sines = jnp.sort(jnp.linalg.svd(triangularise(outside, by_row=by_row).coefficients, compute_uv=False))
     sines = jnp.roll(sines, jnp.sum(near))  # the rows that were set to zero gave zeros, which sort first
     angles = jnp.where(near, jnp.arcsin(jnp.clip(sines, 0.0, 1.0)), jnp.arccos(jnp.clip(cosines, 0.0, 1.0)))
     rank = jnp.minimum(a.rank, b.rank)
     return jnp.where(jnp.arange(r) < rank, angles, jnp.nan)
 
 
-def _outside(rows: Rows, delta: Rows) -> Rows:
+def _outside_together(rows: Rows, vectors: Rows) -> Rows:
+    """What vectors have outside of the span of orthonormal rows, on one CPU."""
     for _ in range(2):
-        delta = ops.remove(ops.products(rows, delta), rows, delta)
-    return delta
+        inside = ops.gram(vectors, rows, by_row=True)
+        vectors = ops.subtract(vectors, ops.combine(inside, rows))
+    return vectors
 
 
-@jax.jit
-def overlap(a: Basis, b: Basis) -> Float[Array, ""]:
+def _outside_one_by_one(rows: Rows, vectors: Rows) -> Rows:
+    def of_one(delta: Delta) -> Delta:
+        for _ in range(2):
+            delta = ops.remove(ops.products(rows, delta), rows, delta)
+        return delta
+
+    return lax.map(of_one, vectors)
+
+
+@kernel()
+def overlap(a: Basis, b: Basis, *, by_row: bool = False) -> Float[Array, ""]:
     """`|Q_a Q_b^T|_F^2 / min(k_a, k_b)`: 1 if one subspace contains the other, 0 if they are orthogonal.
 
     Two random subspaces overlap by max(k_a, k_b) / P on average. The ranks count, not the room; NaN where one
@@ -72,7 +86,7 @@ def overlap(a: Basis, b: Basis) -> Float[Array, ""]:
       GeometryError: the bases live on different trees; names the first leaf.
     """
     check_single(a, b)
-    return jnp.sum(jnp.square(ops.gram(a.rows, b.rows))) / jnp.minimum(a.rank, b.rank)
+    return jnp.sum(jnp.square(ops.gram(a.rows, b.rows, by_row=by_row))) / jnp.minimum(a.rank, b.rank)
 
 
 class Drift(NamedTuple):
@@ -89,8 +103,8 @@ class Drift(NamedTuple):
     random_overlap: Float[Array, ""]
 
 
-@jax.jit
-def drift(before: Basis, after: Basis) -> Drift:
+@kernel()
+def drift(before: Basis, after: Basis, *, by_row: bool = False) -> Drift:
     """Overlap and angles of a subspace with an earlier one, beside the random level.
 
     What sampling alone costs is not in it: compare with the overlap of two halves of the data at one step. Angles are
@@ -98,4 +112,4 @@ def drift(before: Basis, after: Basis) -> Drift:
     """
     num_params = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(before.rows))
     level = jnp.maximum(before.rank, after.rank) / max(1, num_params)
-    return Drift(overlap(before, after), principal_angles(before, after), level)
+    return Drift(overlap(before, after, by_row=by_row), principal_angles(before, after, by_row=by_row), level)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lacuna.errors import GeometryError
 from lacuna.geometry import rows as ops
+from lacuna.geometry.factors import Factors, factors
 from lacuna.geometry.status import Status, flag, kernel
 from lacuna.types import Delta, Rows, Shapes
 
@@ -170,6 +171,21 @@ def triangularise(
 ) -> Triangular:
     """`orthonormalise`, unchecked, with the coefficients; `floor` and `by_row` as in `grow`."""
     k = ops.check_rows(rows)
+    one_by_one = partial(_row_after_row, rows, method=method, floor=floor, by_row=by_row)
+    if not by_row or not k or sum(leaf.size for leaf in jax.tree.leaves(rows)) < LEAST_BY_GRAM:
+        return one_by_one()
+    found = factors(rows, floor)
+    return lax.cond(found.fit, lambda: _by_gram(rows, found, method=method), one_by_one)
+
+
+LEAST_BY_GRAM = 2**22
+"""Numbers in the rows from which on it is worth compiling what `factors` takes: with 16 rows it is seven times as fast
+as one row after the other, but a tree of 120 leaves takes 15 s of a compiler instead of 11."""
+
+
+def _row_after_row(rows: Rows, *, method: str, floor: Float[Array, ""] | float, by_row: bool) -> Triangular:
+    """Gram-Schmidt for rows of any conditioning."""
+    k = ops.check_rows(rows)
     start = Triangular(empty(ops.like_one(rows), capacity=k, method=method), jnp.zeros((k, k)), jnp.zeros(k, jnp.int32))
 
     def add(j: Int[Array, ""], state: Triangular) -> Triangular:
@@ -178,6 +194,16 @@ def triangularise(
 
     found = lax.fori_loop(0, k, add, start) if k else start
     return found._replace(basis=nothing_if_not_finite(found.basis))
+
+
+def _by_gram(rows: Rows, found: Factors, *, method: str) -> Triangular:
+    """The basis whose factors these are."""
+    k = ops.check_rows(rows)
+    # Not as one product: what rounding leaves of `second first` would not be orthogonal to an eps.
+    once = ops.combine(found.first, rows)
+    orthonormal = ops.combine_in_place(found.second, once, found.twice)
+    basis = Basis(orthonormal, jnp.int32(k), jnp.int32(0), method)
+    return Triangular(basis, found.coefficients, jnp.arange(1, k + 1, dtype=jnp.int32))
 
 
 def basis_usable(basis: Basis) -> Bool[Array, ""]:
@@ -206,8 +232,9 @@ def orthonormalise(rows: Rows, *, method: str = "orthonormalise", by_row: bool =
     """An orthonormal basis of the span of rows, of any conditioning and at any scale.
 
     Rows are taken in order, by Gram-Schmidt with a second pass, so the first j basis rows span what the first
-    rows span. A row that lies in the span of those before it, to 64 eps of its own length, is dropped and the
-    next one takes its place.
+    rows span. Where many numbers lie on one CPU, rows that are well enough conditioned go by the Cholesky factor of
+    their inner products, which reads them once or twice and gives the same basis, but for its last bits. A row that
+    lies in the span of those before it, to 64 eps of its own length, is dropped and the next one takes its place.
 
     Args:
       rows: k vectors in any floating dtype; the arithmetic is float32.

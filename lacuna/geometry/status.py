@@ -49,7 +49,7 @@ def kernel(*static: str) -> Callable[[Kernel], Kernel]:
 
     Called eagerly, the kernel raises `GeometryError` naming the leaf where the status says NOT_FINITE; under
     `jit` or `vmap` the status is all there is. A kernel with an argument `by_row` has it set where all arrays
-    lie on one CPU, and loops over rows there; this changes the last bits and the time.
+    lie on one CPU, and loops over rows or short blocks of them there; this changes the last bits and the time.
     """
 
     def decorate(function: Kernel) -> Kernel:

@@ -69,7 +69,7 @@ def prefix_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> Flo
     ops.check_on_tree("prefix_captures", updates, delta)
     basis, _, ranks = triangularise(updates, by_row=by_row)
     small, _ = ops.scaled(delta)
-    inside = jnp.square(ops.products(basis.rows, small))
+    inside = jnp.square(ops.products(basis.rows, small, by_row=by_row))
     return _share(jnp.cumsum(inside), ranks, ops.squared_norm(small), basis)
 
 
@@ -102,7 +102,7 @@ def remainder_captures(updates: Rows, delta: Delta, *, by_row: bool = False) -> 
         rest = jax.tree.map(lambda r, u: r - u.astype(jnp.float32), rest, update)
         travelled = travelled + length(update)
         small, _ = ops.scaled(rest)
-        inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small)))
+        inside = jnp.cumsum(jnp.square(ops.products(basis.rows, small, by_row=by_row)))
         share = _share(inside, rank, ops.squared_norm(small), basis)
         nothing = length(rest) <= DROP * travelled  # what is left is the rounding of the subtractions
         return (rest, travelled), jnp.where(nothing & jnp.isfinite(travelled), 0.0, share)

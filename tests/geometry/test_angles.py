@@ -8,6 +8,7 @@ import pytest
 
 from lacuna import geometry
 from lacuna.errors import GeometryError
+from lacuna.geometry import rows as ops
 
 
 def bases(angles, size=60, seed=0):
@@ -30,6 +31,14 @@ def bases(angles, size=60, seed=0):
 def test_planted_angles_are_read_to_a_thousandth(angles):
     found = geometry.principal_angles(*bases(angles))
     np.testing.assert_allclose(found, np.sort(angles), rtol=1e-3)
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_on_one_cpu_and_elsewhere_subspaces_lie_at_the_same_angles(by_row):
+    angles = np.asarray([1e-5, 1e-3, 0.1, 1.2])
+    moved = geometry.drift(*bases(angles, size=2 * ops.LEAST_BLOCK + 9), by_row=by_row)
+    np.testing.assert_allclose(moved.angles, angles, rtol=1e-3)
+    np.testing.assert_allclose(moved.overlap, np.mean(np.cos(angles) ** 2), rtol=1e-6)
 
 
 def test_angles_do_not_depend_on_the_order_or_on_the_rows():

@@ -51,6 +51,15 @@ def test_capture_is_one_inside_and_zero_outside():
     assert geometry.capture(basis, basis_and_vector(0.0)[1]).mass < (4 * EPS) ** 2
 
 
+def test_what_the_rounding_of_a_long_product_leaves_in_the_span_is_not_lost():
+    """Of positive numbers it is an eps or two of the vector; what the rounding of each element leaves is a third."""
+    row = np.abs(np.random.default_rng(0).normal(size=2**21)) + 0.3
+    rows = jnp.asarray(row[None] / np.linalg.norm(row), jnp.float32)
+    basis = geometry.Basis(rows, jnp.int32(1), jnp.int32(0))
+    for by_row in (True, False):
+        assert geometry.capture(basis, 7 * rows[0], by_row=by_row).lost < (0.7 * EPS) ** 2
+
+
 def test_capture_of_random_bases_has_the_beta_law():
     """Mean k / P within four standard errors, and its variance."""
     k, size, num = 4, 282, 400
@@ -103,6 +112,16 @@ def test_rows_and_vectors_stored_in_bfloat16_lose_storage_and_no_arithmetic(mass
         rtol=1e-5,
     )
     np.testing.assert_allclose(found.mass, oracles.capture_mass(q, d), rtol=5e-3 if mass > 0.5 else 2e-2)
+
+
+def test_what_is_lost_to_rows_stored_in_bfloat16_is_the_distance_to_their_span():
+    """Their length is off by more than the rounding of float32: one removal leaves some of the span behind."""
+    row = np.full((1, 282), 282**-0.5)
+    narrow = jnp.asarray(row, jnp.bfloat16)
+    beside = np.tile([1.0, -1.0], 141) * 282**-0.5
+    delta = jnp.asarray(row[0] + 0.05 * beside, jnp.float32)
+    basis = geometry.Basis(narrow, jnp.int32(1), jnp.int32(0))
+    np.testing.assert_allclose(geometry.capture(basis, delta).lost, 0.05**2 / (1 + 0.05**2), rtol=1e-5)
 
 
 def test_a_basis_that_was_emptied_says_nothing_of_a_vector():

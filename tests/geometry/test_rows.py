@@ -55,6 +55,17 @@ def test_a_long_inner_product_keeps_its_digits():
     assert abs(float(found) - known) < 2 * ops.EPS * np.linalg.norm(x) * np.linalg.norm(y)
 
 
+@pytest.mark.parametrize("size", [0, 1, 31, 64, 97, 4096, 4099, 3 * 4096, 2**17])
+def test_a_row_is_added_up_whole_whatever_divides_its_length(size):
+    rows, delta = (
+        np.random.default_rng(i).normal(size=(*k, size)).astype(np.float32) for i, k in enumerate([(3,), ()])
+    )
+    found = ops.products({"x": jnp.asarray(rows)}, {"x": jnp.asarray(delta)}, by_row=True)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(delta)
+    known = rows.astype(np.float64) @ delta.astype(np.float64)
+    assert np.all(np.abs(found - known) <= 2 * ops.EPS * lengths)
+
+
 @pytest.mark.parametrize("num_leaves", [1, 2, 3, 7, 8])
 def test_the_sum_over_leaves_has_every_leaf_once(num_leaves):
     assert ops.pairwise_sum([jnp.float32(2**i) for i in range(num_leaves)]) == 2**num_leaves - 1
