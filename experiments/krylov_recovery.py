@@ -181,5 +181,8 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
     panels[0].axhline(0.05, color=drawing.CONTROL, ls=":", lw=1, label="the rule: above for Adam")
     panels[0].set_ylabel("share outside of the Krylov space")
     drawing.legend_above(figure, panels[0], columns=5)
-    caption = "Share of the displacement after t steps outside of the Krylov space of rank t at the start."
+    caption = (
+        "Share of the displacement after t steps outside of the Krylov space of rank t at the start: mean over seeds, "
+        "shaded from the smallest to the largest."
+    )
     return {"krylov_recovery": (figure, caption)}

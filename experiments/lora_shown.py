@@ -220,9 +220,11 @@ def _parts(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
         names = _named(records, "part_share", "part", **point)
         places = np.arange(len(names))[::-1]
         for quantity, look in looks.items():
-            means = [spread(records, quantity, part=name, optimiser=optimiser, **point).mean for name in names]
+            found = [spread(records, quantity, part=name, optimiser=optimiser, **point) for name in names]
             label = quantity.removeprefix("part_").replace("_", "-").replace("share", "share of the displacement")
-            panel.plot(means, places, ls="", label=label, **look)
+            panel.plot([one.mean for one in found], places, ls="", label=label, **look)
+            ends = [(min(one.values), max(one.values)) for one in found]
+            panel.hlines(places, *zip(*ends, strict=True), color=look["color"], lw=1, alpha=0.5)
         panel.set_xlim(-0.02, 1.02)
         panel.set_title(_title(point, records), loc="left")
         panel.set_xlabel("mass")
@@ -230,7 +232,7 @@ def _parts(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
     drawing.legend_above(figure, panels[0])
     caption = (
         f"Captures of each site's and each layer's own displacement by its own first {config.rank} updates "
-        f"({optimiser}), and the share it has of the whole; means over seeds."
+        f"({optimiser}), and the share it has of the whole: means over seeds, lines from the smallest to the largest."
     )
     return figure, caption
 
@@ -287,7 +289,8 @@ def _drift(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
     panels[0].set_ylabel("overlap, 0 to 1")
     drawing.legend_above(figure, panels[0], columns=3)
     caption = (
-        f"Overlap of bases of {config.drift_rank} leading adapter gradients along the recovery. The grey line is what "
-        "sampling alone leaves; the distance below it is drift."
+        f"Overlap of bases of {config.drift_rank} leading adapter gradients along the recovery: mean over seeds, "
+        "shaded from the smallest to the largest. The grey line is what sampling alone leaves; the distance below it "
+        "is drift."
     )
     return figure, caption

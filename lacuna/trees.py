@@ -27,6 +27,15 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def quoted(name: str) -> str:
+    """The name of a leaf as sentences say it.
+
+    >>> quoted("layers/mlp"), quoted("")
+    ('`layers/mlp`', 'the only leaf')
+    """
+    return f"`{name}`" if name else "the only leaf"
+
+
 def leaf_names(tree: Any) -> list[str]:
     """Names of all leaves, in the tree's own order. A tree that is a single leaf has the name `""`.
 
@@ -94,7 +103,7 @@ def check_match(asked: str, a: Any, b: Any) -> None:
             first, second = (f"shape {t[name]}" if name in t else "no such leaf" for t in (left, right))
             raise TreeMismatch(
                 f"{asked} needs two trees with the same leaves",
-                got=f"`{name}` with {first} in the first and {second} in the second",
+                got=f"{quoted(name)} with {first} in the first and {second} in the second",
                 hint="build both on the same parameters (was one made with adapters?)",
             )
     if jax.tree.structure(a) != jax.tree.structure(b):  # a list for a tuple, or an empty dict more

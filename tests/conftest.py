@@ -21,6 +21,8 @@ def pytest_configure(config):
 
     Most of the suite's time goes to the compiler: commands in one process are handed new models, and compile anew.
     """
+    if not config.pluginmanager.has_plugin("cacheprovider"):
+        return
     folder = config.cache.mkdir("programs")
     if not hasattr(config, "workerinput") and sum(file.stat().st_size for file in folder.iterdir()) > MOST_BYTES:
         shutil.rmtree(folder)

@@ -3,6 +3,7 @@
 Source: Gram-Schmidt done twice, after Giraud, Langou, Rozloznik and van den Eshof (2005).
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -41,6 +42,12 @@ class Basis:
     rank: Int[Array, "*batch"]
     status: Int[Array, "*batch"]
     method: str = "orthonormalise"
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.rows)
+        size = sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
+        told = f"{size:,} numbers in {len(leaves)} leaves" if len(leaves) > 1 else f"{size:,} numbers"
+        return f"Basis({self.method}, rank {self.rank}, status {self.status}, {told})"
 
     @property
     def capacity(self) -> int:
@@ -212,8 +219,12 @@ def basis_usable(basis: Basis) -> Bool[Array, ""]:
 
 
 def check_single(*bases: Basis) -> None:
-    """Raise `GeometryError` for a batch of bases outside of `vmap`: its leading axis would pass for the rows."""
+    """Raise `GeometryError` for what is no basis, and for a batch outside of `vmap`, whose leading axis is no row's."""
     for basis in bases:
+        if not isinstance(basis, Basis):
+            raise GeometryError(
+                "this kernel takes a basis", got=f"a {type(basis).__name__}", hint="orthonormalise(rows)"
+            )
         if basis.rank.ndim:
             raise GeometryError(
                 "this kernel takes one basis", got=f"a batch of shape {basis.rank.shape}", hint="jax.vmap"

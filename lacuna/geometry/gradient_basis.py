@@ -33,8 +33,9 @@ def gradient_basis(gradients: Rows, *, rank: int, by_row: bool = False) -> Basis
       GeometryError: a rank above the number of gradients, or (eagerly) one that is not finite; names the leaf.
     """
     k = ops.check_rows(gradients)
-    if not 0 <= rank <= k:
-        raise GeometryError("rank must be between 0 and the number of gradients", got=f"rank {rank} of {k} gradients")
+    ops.check_rank(rank)
+    if rank > k:
+        raise GeometryError("rank must be at most the number of gradients", got=f"rank {rank} of {k} gradients")
     if not k:
         return triangularise(gradients, method="gradient").basis
     small = ops.divide(gradients, ops.power_of_two(ops.largest(gradients)))

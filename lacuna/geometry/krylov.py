@@ -82,13 +82,12 @@ def krylov(
       its last one: look at `matrix` below the diagonal before trusting a row that comes after a small entry.
 
     Raises:
-      GeometryError: a negative rank, a leaf that is no floating array, an operator that leaves the tree, a
-        `rounding` that is not in [0, 1), or (eagerly) numbers that are not finite.
+      GeometryError: a rank that is negative or no whole number, a leaf that is no floating array, an operator that
+        leaves the tree, a `rounding` that is not in [0, 1), or (eagerly) numbers that are not finite.
 
     Source: Lanczos (1950); Paige (1976) for the loss of orthogonality; arXiv 2606.10929, Lemma 1.
     """
-    if rank < 0:
-        raise GeometryError("rank must not be negative", got=rank)
+    ops.check_rank(rank)
     if kind not in ("lanczos", "arnoldi"):
         raise GeometryError("kind must be lanczos or arnoldi", got=f"`{kind}`")
     if rounding is not None and not 0 <= rounding < 1:
@@ -114,7 +113,7 @@ def _krylov(
     operator: Operator, start: Delta, *, rank: int, kind: str, rounding: float | None, by_row: bool
 ) -> tuple[Basis, KrylovInfo]:
     product = jax.eval_shape(operator, start)
-    trees.check_match("krylov, whose operator", start, product)
+    trees.check_match("krylov, for a vector and its product,", start, product)
     ops.check_floating(product)
     rounding = max(ops.EPS, _least_precise((operator, product)) if rounding is None else rounding)
     first, _ = ops.scaled(start)

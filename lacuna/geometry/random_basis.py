@@ -26,8 +26,7 @@ from lacuna.types import Delta, Key, Rows, Shapes
 def _normal_rows(key: Key, like: Delta, rank: int, shardings: tuple[Sharding | None, ...]) -> Rows:
     """Gaussian rows; a leaf's noise depends on its name alone."""
     ops.check_floating(like)
-    if rank < 0:
-        raise GeometryError("rank must not be negative", got=rank)
+    ops.check_rank(rank)
 
     def draw(name: str, x: Array, sharding: Sharding | None) -> Array:
         noise = jax.random.normal(unrolled(keys.leaf(key, name)), (rank, *x.shape), jnp.float32)

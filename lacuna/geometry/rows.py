@@ -44,13 +44,19 @@ def check_rows(rows: Shapes) -> int:
     first, shape = named[0]
     for name, other in named:
         if not other:
-            raise GeometryError("every leaf of rows needs a leading axis k", got=f"`{name}` of shape ()")
+            raise GeometryError("every leaf of rows needs a leading axis k", got=f"{trees.quoted(name)} of shape ()")
         if other[0] != shape[0]:
             raise GeometryError(
                 "all leaves of rows need the same leading axis k",
-                got=f"`{first}` of shape {shape} and `{name}` of shape {other}",
+                got=f"{trees.quoted(first)} of shape {shape} and {trees.quoted(name)} of shape {other}",
             )
     return shape[0]
+
+
+def check_rank(rank: int) -> None:
+    """Raise `GeometryError` for a number of rows that is none."""
+    if not isinstance(rank, (int, np.integer)) or rank < 0:
+        raise GeometryError("rank must be a whole number, 0 or more", got=rank)
 
 
 def check_floating(tree: Shapes) -> None:
@@ -60,12 +66,12 @@ def check_floating(tree: Shapes) -> None:
         raise GeometryError("a vector needs at least one leaf", got="an empty tree")
     for path, leaf in leaves:
         if not hasattr(leaf, "dtype"):
-            got = f"`{trees.leaf_name(path)}`, a Python {type(leaf).__name__}"
+            got = f"{trees.quoted(trees.leaf_name(path))}, a Python {type(leaf).__name__}"
             raise GeometryError("the leaves of a vector are arrays", got=got, hint="jnp.float32 around it")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise GeometryError(
                 "a vector has floating leaves only",
-                got=f"`{trees.leaf_name(path)}` of dtype {leaf.dtype}",
+                got=f"{trees.quoted(trees.leaf_name(path))} of dtype {leaf.dtype}",
                 hint="leave counters and other integer leaves out of the tree",
             )
 

@@ -79,6 +79,6 @@ def raise_if_not_finite(name: str, result: Any, arguments: Any) -> None:
         if isinstance(leaf, (jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.floating):
             num_bad = int(jnp.sum(~jnp.isfinite(leaf)))
             if num_bad:
-                leaf_name = "/".join(trees.leaf_name(path).split("/")[2:]) or "the only leaf"
-                raise GeometryError(f"{name} needs finite numbers", got=f"{num_bad} that are not in `{leaf_name}`")
+                named = trees.quoted("/".join(trees.leaf_name(path).split("/")[2:]))
+                raise GeometryError(f"{name} needs finite numbers", got=f"{num_bad} that are not in {named}")
     raise GeometryError(f"{name} needs finite numbers", got="an operator that returned some that are not")

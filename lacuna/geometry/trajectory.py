@@ -32,8 +32,9 @@ def trajectory_prefix(updates: Rows, *, rank: int, by_row: bool = False) -> Basi
     Source: arXiv 2606.10929.
     """
     m = ops.check_rows(updates)
-    if not 0 <= rank <= m:
-        raise GeometryError("rank must be between 0 and the number of updates", got=f"rank {rank} of {m} updates")
+    ops.check_rank(rank)
+    if rank > m:
+        raise GeometryError("rank must be at most the number of updates", got=f"rank {rank} of {m} updates")
     prefix = jax.tree.map(lambda x: x[:rank], updates)
     return triangularise(prefix, method="trajectory_prefix", by_row=by_row).basis
 
@@ -140,6 +141,7 @@ def extrapolate(
       GeometryError: no update, or a rank or a step outside of them.
     """
     m = ops.check_rows(updates)
+    ops.check_rank(rank)
     first = m // 2 if fit_from is None else fit_from
     if not (m and 1 <= rank <= m and 0 <= first < m):
         raise GeometryError(

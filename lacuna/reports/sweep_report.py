@@ -80,9 +80,9 @@ def _continue_command(run: Path) -> str:
 
 
 CAPTIONS = {
-    "gain_by_sigma": "Gain of the whole sweep against sigma, as it is and in units of σ|a|, where Theorem 1 is a "
-    "horizontal line; |a| is the norm of the gradient. The dots are measured; the theory knows only the "
-    "gradient and the curvature at the base point.",
+    "gain_by_sigma": "Gain of the whole sweep against sigma, in the unit of its loss (nats for a cross-entropy) and in "
+    "units of σ|a|, where Theorem 1 is a horizontal line; |a| is the norm of the gradient. The dots are measured; the "
+    "theory knows only the gradient and the curvature at the base point.",
     "best_of_n": "Best of N at each sigma: the mean over all subsets of N draws beside the prediction. A panel "
     "that is called not linear lies beyond the regime that the theory is judged in.",
     "linear_regime": "Odd part F1 and even part F2 of the loss along the noise (left), and the share of the odd "

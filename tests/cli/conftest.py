@@ -1,6 +1,7 @@
 """The command line on a model that is hardly trained, and one finished sweep of it."""
 
 import io
+import json
 import shutil
 from contextlib import redirect_stdout
 from functools import partial
@@ -13,6 +14,20 @@ from lacuna.search.ledger import Ledger
 
 CACHED = ("sweep", "plan", "export")
 """Commands that prepare a starting point."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The folder of a tokenizer with a word for every token of the tiny models."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(53)}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -210,25 +210,17 @@ FOLDERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """The folder of a tokenizer with a word for every token of the tiny models."""
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers import models as kinds
-
-    made = Tokenizer(kinds.WordLevel({f"w{i}": i for i in range(53)}, unk_token="w0"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return str(folder)
-
-
 def asked(command, option, *values, tokenizer=""):
     """The arguments of a command, an option and its values."""
     begun = [tokenizer if word == "TOKENIZER" else word for word in command]
     return [*begun, *option.split()[1:], *values]
+
+
+def assert_taken_where(valid, here, arguments):
+    """The command takes what is valid, refuses what is not, and leaves the folder as it was."""
+    before = content(here)
+    assert is_accepted(cli.run, arguments) == valid
+    assert content(here) == before
 
 
 @CASES
@@ -244,9 +236,7 @@ def asked(command, option, *values, tokenizer=""):
 @example(option="plan --num-candidates", value="7")
 def test_a_number_is_taken_where_it_is_valid_and_else_refused(here, tokenizer, option, value):
     command, valid = NUMBERS[option]
-    before = content(here)
-    assert is_accepted(cli.run, asked(command, option, value, tokenizer=tokenizer)) == valid(value)
-    assert content(here) == before
+    assert_taken_where(valid(value), here, asked(command, option, value, tokenizer=tokenizer))
 
 
 @CASES
@@ -260,9 +250,7 @@ def test_a_number_is_taken_where_it_is_valid_and_else_refused(here, tokenizer, o
 @example(option="verify --tokenizer", value="folder")
 def test_a_word_is_taken_where_it_is_valid_and_else_refused(here, tokenizer, option, value):
     command, valid = WORDS[option]
-    before = content(here)
-    assert is_accepted(cli.run, asked(command, option, value, tokenizer=tokenizer)) == valid(value)
-    assert content(here) == before
+    assert_taken_where(valid(value), here, asked(command, option, value, tokenizer=tokenizer))
 
 
 @CASES
@@ -286,9 +274,7 @@ def test_a_folder_is_taken_where_one_can_be_made_and_else_refused(here, option, 
         return not occupied and parent.is_dir()
 
     assume(not value.startswith("-"))  # may be an option
-    before = content(here)
-    assert is_accepted(cli.run, asked(FOLDERS[option], option, value)) == can_be_made()
-    assert content(here) == before
+    assert_taken_where(can_be_made(), here, asked(FOLDERS[option], option, value))
 
 
 @CASES

@@ -14,20 +14,6 @@ FEW = ["--num-candidates", "3", "--sigmas", "1e-2", "3e-2", "--batch-size", "6",
 WORDS = [f"w{i}" for i in range(53)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """The folder of a tokenizer with a word for every token of the tiny models."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="w0"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return str(folder)
-
-
 @pytest.fixture
 def questions(tmp_path):
     """A file of questions with two answers each."""

@@ -191,7 +191,7 @@ def test_a_start_that_is_not_finite_is_named():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"rank": -1}, "rank must not be negative; got -1"),
+        ({"rank": -1}, "rank must be a whole number, 0 or more; got -1"),
         ({"start": {"x": jnp.arange(3)}}, "`x` of dtype int32"),
     ],
 )
