@@ -2,10 +2,10 @@
 
     python -m benchmarks lanczos
 
-Question: what does an orthonormal Krylov basis of rank 32 cost at P = 5e5 and 1e7, and how far is that from the
-floor? Peers, on the same Hessian product: matfree's `tridiag_sym` and laplax's `lanczos_iterations`, both with full
-reorthogonalisation, and scipy's `eigsh` with 32 vectors, which stops once it has the largest eigenvalue. The floor is
-the products themselves, timed in turn, and two reads of the rows that are there at each step.
+Question: what does an orthonormal Krylov basis cost, of rank 32 at P = 5e5 and of rank 16 at 1e7, and how far is that
+from the floor? Peers, on the same Hessian product: matfree's `tridiag_sym` and laplax's `lanczos_iterations`, both with
+full reorthogonalisation, and scipy's `eigsh` with 32 vectors, which stops once it has the largest eigenvalue. The floor
+is the products themselves, timed in turn, and two reads of the rows that are there at each step.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.rows import Row, compared, needs, timed
 from lacuna import geometry, trees
 from lacuna.derivatives import hvp
 
-RANK = 32
+RANKS = {"5e5": 32, "1e7": 16}
 WIDTHS = {"5e5": (506, 16), "1e7": (2200, 60)}
 EPS = np.finfo(np.float32).eps
 RITZ_TOLERANCE = 1e-4
@@ -55,7 +55,7 @@ def ours(size: str) -> Callable[[], Any]:
     """The basis and its tridiagonal matrix."""
     params, batch = problem(size)
     start, operator = jax.grad(loss)(params, batch), hvp(loss, params, batch)
-    return lambda: geometry.krylov(operator, start, rank=RANK)
+    return lambda: geometry.krylov(operator, start, rank=RANKS[size])
 
 
 def of_matfree(size: str) -> Callable[[], Any]:
@@ -64,7 +64,7 @@ def of_matfree(size: str) -> Callable[[], Any]:
 
     params, batch = problem(size)
     start = jax.grad(loss)(params, batch)
-    peer = decomp.tridiag_sym(RANK, reortho="full")
+    peer = decomp.tridiag_sym(RANKS[size], reortho="full")
     program = jax.jit(lambda v, p, b: peer(lambda u, p, b: hvp(loss, p, b)(u), v, p, b))
     return lambda: program(start, params, batch)
 
@@ -81,7 +81,7 @@ def of_laplax(size: str) -> Callable[[], Any]:
         def product(u: Any) -> Any:
             return ravel_pytree(hvp(loss, p, b)(unravel(u)))[0]
 
-        return lanczos_iterations(product, v, maxiter=RANK, dtype=jnp.float32)
+        return lanczos_iterations(product, v, maxiter=RANKS[size], dtype=jnp.float32)
 
     return lambda: program(start, params, batch)
 
@@ -98,7 +98,9 @@ def of_scipy(size: str) -> Callable[[], Any]:
         operator = LinearOperator(
             (start.size, start.size), lambda u: np.asarray(product(u.ravel(), params, batch)), dtype=np.float32
         )
-        return eigsh(operator, 1, which="LA", ncv=RANK, v0=np.asarray(start), tol=1e-4, return_eigenvectors=False)
+        return eigsh(
+            operator, 1, which="LA", ncv=RANKS[size], v0=np.asarray(start), tol=1e-4, return_eigenvectors=False
+        )
 
     return program
 
@@ -109,42 +111,43 @@ PROGRAMS = {"lacuna": ours, "matfree": of_matfree, "laplax": of_laplax}
 
 def largest_ritz(diagonal: Any, beside: Any) -> float:
     """The largest eigenvalue of a tridiagonal matrix."""
-    diagonal, beside = np.asarray(diagonal, np.float64), np.asarray(beside, np.float64)[: RANK - 1]
+    diagonal, beside = np.asarray(diagonal, np.float64), np.asarray(beside, np.float64)[: np.size(diagonal) - 1]
     return float(np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))[-1])
 
 
 def orthogonality(found: Any) -> float:
     """|Q Q^T - I| in the 2-norm, in eps, summed in float64 block by block."""
-    products = np.zeros((RANK, RANK))
+    rank = jax.tree.leaves(found)[0].shape[0]
+    products = np.zeros((rank, rank))
     for leaf in jax.tree.leaves(found):
-        matrix = np.asarray(leaf).reshape(RANK, -1)
+        matrix = np.asarray(leaf).reshape(rank, -1)
         for at in range(0, matrix.shape[1], 2**18):
             block = matrix[:, at : at + 2**18].astype(np.float64)
             products += block @ block.T
-    return float(np.linalg.norm(products - np.eye(RANK), 2) / EPS)
+    return float(np.linalg.norm(products - np.eye(rank), 2) / EPS)
 
 
 def alone(size: str, rates: Rates) -> Iterator[Row]:
     """Time beside the products alone, and orthogonality."""
     params, batch = problem(size)
     start, operator = jax.grad(loss)(params, batch), hvp(loss, params, batch)
-    num_params = trees.size(params)
+    num_params, rank = trees.size(params), RANKS[size]
     diagonal = jax.tree.map(lambda x: jax.random.normal(jax.random.key(9), x.shape), start)
     scale = jax.tree_util.Partial(lambda d, delta: jax.tree.map(jnp.multiply, d, delta), diagonal)
 
     @jax.jit
     def products(operator: Any, v: Any) -> Any:
-        return jax.lax.fori_loop(0, RANK, lambda _, u: jax.tree.map(lambda x: 1e2 * x, operator(u)), v)
+        return jax.lax.fori_loop(0, rank, lambda _, u: jax.tree.map(lambda x: 1e2 * x, operator(u)), v)
 
     def on_diagonal() -> Any:
-        return geometry.krylov(scale, start, rank=RANK)
+        return geometry.krylov(scale, start, rank=rank)
 
     run = ours(size)
     whole, bare, orthogonal = harness.interleave(run, lambda: products(operator, start), on_diagonal)
-    reads = rates.floor_s(num_bytes=4 * RANK**2 * num_params)
-    at = f"P = {num_params:,}, rank {RANK}"
+    reads = rates.floor_s(num_bytes=4 * rank**2 * num_params)
+    at = f"P = {num_params:,}, rank {rank}"
     yield timed(f"lacuna, {at}", whole, floor=float(np.median(bare.wall_s)) + reads, note="floor: products and reads")
-    yield timed(f"{RANK} Hessian products alone, {at}", bare)
+    yield timed(f"{rank} Hessian products alone, {at}", bare)
     yield timed(f"lacuna on a diagonal operator: Gram-Schmidt alone, {at}", orthogonal, floor=reads, note="two reads")
     for name, program in {"Hessian": run, "diagonal operator": on_diagonal}.items():
         yield Row(f"‖QQᵀ - I‖₂ of the {name}, {at}", orthogonality(program()[0].rows), "eps")
@@ -186,7 +189,7 @@ def beside_scipy(size: str) -> Iterator[Row]:
 
 def memory(name: str, size: str) -> Iterator[Row]:
     """The most memory that a run adds, beside that of its basis."""
-    size_bytes = 4 * RANK * trees.size(problem(size)[0])
+    size_bytes = 4 * RANKS[size] * trees.size(problem(size)[0])
     peak = harness.peak_bytes("benchmarks.lanczos", size, name)
     yield Row(
         f"{name}: peak memory / the basis, P = {size}", peak / size_bytes, floor=1, note="in a process of its own"
