@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 25.0
+NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 15.0
 """Programs run nine times each; where that takes too long, three times at least."""
 
 
@@ -134,14 +134,26 @@ def rates() -> Rates:
     return Rates(read_rate(), gemm_rate())
 
 
-def check_same(what: str, found: Any, expected: Any, *, tolerance: float) -> str:
-    """How far two answers are apart, relative to the largest number, for the note of a row.
+def largest(numbers: np.ndarray) -> float:
+    """The largest absolute value."""
+    return float(np.max(np.abs(numbers)))
+
+
+def check_same(
+    what: str,
+    found: Any,
+    expected: Any,
+    *,
+    tolerance: float,
+    size: Callable[[np.ndarray], Any] = largest,
+) -> str:
+    """How far two answers are apart relative to the size of the second, for the note of a row.
 
     Raises:
       ValueError: by more than the tolerance: what gives another answer is not timed.
     """
     one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    apart = float(np.max(np.abs(one - other)) / max(np.max(np.abs(other)), np.finfo(np.float64).tiny))
+    apart = float(size(one - other) / max(size(other), np.finfo(np.float64).tiny))
     if not apart <= tolerance:
         raise ValueError(f"{what}: answers must agree to {tolerance:.0e} before they are timed, got {apart:.1e}")
     return f"answers {apart:.0e} apart"
