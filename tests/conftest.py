@@ -40,9 +40,10 @@ in the other folders (search, models, geometry, ...) as users run them.
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def how_programs_are_compiled(request):
-    quickly = request.path.relative_to(Path(__file__).parent).parts[0] in QUICKLY_COMPILED
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compile as the test's folder says, before the first of its fixtures is made, those of the session among them."""
+    quickly = item.path.relative_to(Path(__file__).parent).parts[0] in QUICKLY_COMPILED
     if jax.config.read("jax_disable_most_optimizations") != quickly:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", quickly)

@@ -161,7 +161,6 @@ def gram(rows: Rows, other: Rows | None = None, *, by_row: bool | None = None) -
     Args:
       rows: k vectors, in any floating dtype.
       other: m vectors on the same tree.
-      by_row: whether all leaves are whole on one CPU, as for every kernel; None looks where they are.
 
     Returns:
       float32, accumulated in float32. These are the products themselves: they underflow to zero for vectors

@@ -71,7 +71,7 @@ def test_flax_weights_become_safetensors(tmp_path):
 
 
 def test_parameters_are_exported_from_a_mesh(tmp_path):
-    model, params = load_hf(GOLDEN / "qwen2", mesh=meshes.model_mesh(4))
+    model, params = load_hf(GOLDEN / "qwen2", mesh=meshes.model_mesh(4, jax.devices()))
     assert same(all_tensors(export_hf(model, params, tmp_path / "out")), tensors_of("qwen2"))
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_export_is_seen(tmp_path):
 
 
 def test_sharding_of_the_leaves_is_by_their_axes():
-    mesh = meshes.model_mesh(4)
+    mesh = meshes.model_mesh(4, jax.devices())
     params = load_hf(GOLDEN / "qwen3", mesh=mesh)[1]
     known = sharding.shardings(params, mesh)
     assert jax.tree.map(lambda x: x.sharding, params) == known

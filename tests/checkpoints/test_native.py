@@ -55,7 +55,9 @@ def test_any_tree_comes_back(what, tmp_path):
 
 
 def test_what_one_mesh_saved_another_loads(tmp_path):
-    split, other = (NamedSharding(meshes.model_mesh(model), PartitionSpec(meshes.MODEL)) for model in (8, 2))
+    split, other = (
+        NamedSharding(meshes.model_mesh(model, jax.devices()), PartitionSpec(meshes.MODEL)) for model in (8, 2)
+    )
     native.save(
         tmp_path / "point", jax.device_put(POINT, {"w": split, "b": SingleDeviceSharding(jax.devices()[1])}), {}
     )

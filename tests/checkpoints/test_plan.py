@@ -94,7 +94,7 @@ def test_a_plan_refuses_what_loading_would(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "olmo2"])
 def test_a_plan_is_what_loading_does(name):
     found = plan_hf(GOLDEN / name, candidates=2, model=4)
-    params = load_hf(GOLDEN / name, mesh=meshes.model_mesh(4))[1]
+    params = load_hf(GOLDEN / name, mesh=meshes.model_mesh(4, jax.devices()))[1]
     for device in jax.devices():
         held = sum(
             s.data.nbytes for leaf in jax.tree.leaves(params) for s in leaf.addressable_shards if s.device == device

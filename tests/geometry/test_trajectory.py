@@ -89,8 +89,8 @@ def test_a_prefix_is_the_span_of_the_first_updates():
     )
     assert basis.method == "trajectory_prefix"
     assert geometry.trajectory_prefix(updates, rank=0).rank == 0
-    for rank in (-1, 13):
-        with pytest.raises(GeometryError, match=f"got rank {rank} of 12 updates"):
+    for rank, sentence in ((-1, "0 or more; got -1"), (13, "got rank 13 of 12 updates")):
+        with pytest.raises(GeometryError, match=sentence):
             geometry.trajectory_prefix(updates, rank=rank)
 
 

@@ -40,7 +40,7 @@ def prepared(name):
 @pytest.mark.parametrize("split", [2, 8])
 def test_logits_are_those_of_one_device_and_so_are_gradients(name, split):
     model, params = prepared(name)
-    mesh = meshes.model_mesh(split)
+    mesh = meshes.model_mesh(split, jax.devices())
     placed = sharding.place(params, mesh)
     assert any(len(leaf.sharding.device_set) == 8 and not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
     program = jax.jit(lambda p, t: model.apply(p, t).logits).lower(placed, TOKENS).compile()
@@ -76,14 +76,14 @@ def test_every_leaf_that_is_large_has_axes_that_fit_it(name):
 
 
 def test_an_axis_that_does_not_divide_is_left_whole():
-    mesh = meshes.model_mesh(8)
+    mesh = meshes.model_mesh(8, jax.devices())
     assert sharding.partition("embedding", (64, 48), mesh) == PartitionSpec("model")
     assert sharding.partition("embedding", (53, 48), mesh) == PartitionSpec()
     assert sharding.partition("layers/mlp/up/kernel", (3, 48, 96), mesh) == PartitionSpec(None, None, "model")
     assert sharding.partition("layers/mlp/down/kernel", (3, 96, 48), mesh) == PartitionSpec(None, "model")
     assert sharding.partition("layers/mlp_norm/scale", (3, 48), mesh) == PartitionSpec()
     rules = (("vocab", "candidates"), ("width", "model"))
-    assert sharding.partition("embedding", (64, 48), meshes.model_mesh(4), rules) == PartitionSpec(
+    assert sharding.partition("embedding", (64, 48), meshes.model_mesh(4, jax.devices()), rules) == PartitionSpec(
         "candidates", "model"
     )
     assert sharding.partition("embedding", (64, 48), meshes.candidate_mesh()) == PartitionSpec()
@@ -98,4 +98,4 @@ def test_a_mesh_of_explicit_axes_serves_as_well():
 
 def test_a_mesh_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(InvalidInput, match=r"must be a multiple of `model`; got 8 and 3"):
-        meshes.model_mesh(3)
+        meshes.model_mesh(3, jax.devices())

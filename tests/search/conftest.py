@@ -1,4 +1,4 @@
-"""One sweep of the small transformer, on all eight devices, that other sweeps are compared with."""
+"""One sweep of the small transformer, on two devices, that other sweeps are compared with."""
 
 import problems
 import pytest

@@ -32,7 +32,7 @@ def test_a_split_model_scores_as_a_whole_one_and_gathers_no_weight_and_no_noise(
     if family is None:
         family = in_basis(geometry.random_basis(keys.root(3), tiny_lm.PARAMS, rank=3), block=4, stacked=STACKED)
     sweep = Sweep(family, (1e-2 if unit == "sigma" else 1.0,), 12, seed=3, unit=unit, top_k=5)
-    mesh = meshes.model_mesh(split)
+    mesh = meshes.model_mesh(split, jax.devices())
     placed = sharding.place(tiny_lm.PARAMS, mesh)
     whole = run_sweep(objective, tiny_lm.PARAMS, tiny_lm.TOKENS, sweep, mesh=meshes.candidate_mesh(jax.devices()[:1]))
     parted = run_sweep(objective, placed, tiny_lm.TOKENS, sweep)
@@ -56,7 +56,7 @@ def test_a_split_model_scores_as_a_whole_one_and_gathers_no_weight_and_no_noise(
 
 
 def test_parameters_that_are_split_over_candidates_are_refused():
-    mesh = meshes.model_mesh(4)
+    mesh = meshes.model_mesh(4, jax.devices())
     params = {"w": jax.device_put(np.zeros(8, np.float32), NamedSharding(mesh, PartitionSpec("candidates")))}
     with pytest.raises(
         InvalidInput, match=r"may be split over the axis `model` alone; got .*candidates.* Try: load_hf"
@@ -66,5 +66,5 @@ def test_parameters_that_are_split_over_candidates_are_refused():
 
 def test_a_mesh_that_does_not_divide_the_devices_is_refused_in_one_sentence():
     with pytest.raises(InvalidInput) as raised:
-        meshes.model_mesh(3)
+        meshes.model_mesh(3, jax.devices())
     assert str(raised.value) == "the number of devices must be a multiple of `model`; got 8 and 3."

@@ -62,7 +62,7 @@ def programs_of_sweeps(monkeypatch):
 @pytest.mark.parametrize(("name", "dtype"), [("gpt2", "bfloat16"), ("qwen2", "float32")])
 def test_a_split_language_model_scores_as_a_whole_one_and_gathers_no_weight(name, dtype, programs_of_sweeps):
     model, params = prepared(name, dtype)
-    placed = sharding.place(params, meshes.model_mesh(SPLIT))
+    placed = sharding.place(params, meshes.model_mesh(SPLIT, jax.devices()))
     sweep = Sweep(gaussian(stacked=model.stacked), (1e-2,), 8, seed=3, top_k=3)
     objective = jax.tree_util.Partial(loss, model)
     whole = run_sweep(objective, params, TOKENS, sweep, mesh=meshes.candidate_mesh(jax.devices()[:1]))
@@ -91,7 +91,7 @@ def test_a_split_language_model_scores_as_a_whole_one_and_gathers_no_weight(name
 
 def test_what_rounding_leaves_of_a_split_model_is_that_of_the_whole_one():
     _, params = prepared("qwen2", "bfloat16")
-    placed = sharding.place(params, meshes.model_mesh(SPLIT))
+    placed = sharding.place(params, meshes.model_mesh(SPLIT, jax.devices()))
     sweep = Sweep(gaussian(), (1e-3,), 8, seed=3)
     points = ({"up": point["layers"]["mlp"]["up"], "table": point["embedding"]} for point in (params, placed))
     (whole,), (parted,) = (realised(point, sweep, num_draws=1) for point in points)

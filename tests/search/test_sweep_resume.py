@@ -56,8 +56,9 @@ def test_a_run_killed_after_any_chunk_resumes_to_the_same_bytes(tmp_path, whole,
 
 
 def test_a_run_killed_on_eight_devices_resumes_on_two_with_another_chunk(tmp_path, problem, sweep, reference):
+    on_eight = meshes.candidate_mesh(jax.devices())
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(*problem, dataclasses.replace(sweep, chunk=16), out=tmp_path, progress=kill_after(16))
+        run_sweep(*problem, dataclasses.replace(sweep, chunk=16), mesh=on_eight, out=tmp_path, progress=kill_after(16))
     other = dataclasses.replace(sweep, chunk=12)
     resumed = run_sweep(*problem, other, mesh=two_devices(), out=tmp_path, resume=True)
     assert resumed.num_scored == 24
