@@ -47,8 +47,7 @@ def principal_angles(a: Basis, b: Basis, *, by_row: bool = False) -> Float[Array
     # Principal vectors of the small subspace, nearest first, and what of each lies outside of the large one.
     nearest = ops.combine(left.T, small.rows)
     near = cosines > 0.5**0.5
-    outside = _outside_together if by_row else _outside_one_by_one
-    outside = outside(large.rows, nearest)
+    outside = (_outside_together if by_row else _outside_one_by_one)(large.rows, nearest)
     # Cosines near one are equal in float32, so the nearest vectors come out mixed: their sines are singular values.
     outside = jax.tree.map(lambda x: jnp.where(near.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0), outside)
     sines = jnp.sort(jnp.linalg.svd(triangularise(outside, by_row=by_row).coefficients, compute_uv=False))
