@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 
 from lacuna import derivatives, geometry, keys, setups, trees
 from lacuna.models.model import Model
-from lacuna.models.synthetic import SyntheticSpec, synthetic
 from lacuna.tasks import digits
 from lacuna.tasks.task import Task
 from lacuna.training import BatchAt, Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, recover
@@ -143,8 +142,7 @@ def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told, *, state
 @functools.cache
 def _loss() -> Loss:
     """The loss of every digit task: which task it is, the rows say themselves."""
-    model = synthetic(SyntheticSpec(digits.vocab_size))
-    return digits.digit_task(digits.DIGIT_TASKS[0], model.apply, seed=0, batch_size=1).objective.loss
+    return digits.digit_task(digits.DIGIT_TASKS[0], setups.digit_model().apply, seed=0, batch_size=1).objective.loss
 
 
 def batches(start: Start, task: str, *, offset: int) -> Any:

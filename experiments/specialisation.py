@@ -162,8 +162,7 @@ def _examined_on(streams: Sequence[BatchAt]) -> Batch:
 @cache
 def _digit_functions() -> tuple[Loss, Loss]:
     """Loss and accuracy of every digit task, the same objects for every seed, so that nothing is compiled twice."""
-    model = models.synthetic(models.SyntheticSpec(digits.vocab_size))
-    task = digits.digit_task(digits.DIGIT_TASKS[0], model.apply, seed=0, batch_size=1)
+    task = digits.digit_task(digits.DIGIT_TASKS[0], setups.digit_model().apply, seed=0, batch_size=1)
 
     def accuracy(params: Params, batch: Batch) -> Float[Array, ""]:
         return task.metric(params, batch)["accuracy"]
@@ -173,7 +172,7 @@ def _digit_functions() -> tuple[Loss, Loss]:
 
 def _synthetic(config: Config, seed: int, cache: Path, told: Told) -> Start:
     """The multitask transformer, which knows the other digit tasks."""
-    model, (loss, accuracy) = models.synthetic(models.SyntheticSpec(digits.vocab_size)), _digit_functions()
+    model, (loss, accuracy) = setups.digit_model(), _digit_functions()
     others = [name for name in digits.DIGIT_TASKS if name not in config.tasks]
     train = TrainConfig(num_steps=config.training_steps, warmup_steps=min(50, config.training_steps // 2))
     recipe = {"version": setups.VERSION, "spec": asdict(model.spec), "seed": seed}

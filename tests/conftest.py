@@ -4,9 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy comes: its threads wait in a loop, on cores that others need
+
 import jax
 import jaxtyping
 import pytest
+from jax._src import compiler
 
 # Both must come before the first device is touched and before lacuna is imported.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -31,32 +34,50 @@ def pytest_configure(config):
         jax.config.update(f"jax_{name}", value)
 
 
-QUICKLY_COMPILED = {"captures", "checkpoints", "cli", "experiments", "reports", "tasks"}
-QUICKLY_COMPILED |= {"test_readme.py", "test_setups.py", "test_setups_language.py"}
-"""Tests that leave the compiler's expensive passes out: half of its time, and of no use to tiny programs.
+OPTIMISED = {"parity", "search", "test_lowering.py", "test_threefry.py", "test_trees.py"}
+"""Folders and files whose programs are compiled as users compile them, beside tests marked `optimised`.
 
-They ask what is read, written, said and refused. The numbers behind it, to the last bit or a few roundings, are tested
-in the other folders (search, models, geometry, ...) as users run them.
+They ask for results to the last bit in whatever program, to a few roundings of others' software, or for the operations
+that the compiler left.
 """
+
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""Options of XLA that compile all other tests' tiny programs in a quarter of the time."""
+
+optimised = compiler.get_compile_options
+
+
+def quickly(*args, env_options_overrides=None, **kwargs):
+    return optimised(*args, env_options_overrides=QUICKLY | (env_options_overrides or {}), **kwargs)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compile as the test's folder says, before the first of its fixtures is made, those of the session among them."""
-    quickly = item.path.relative_to(Path(__file__).parent).parts[0] in QUICKLY_COMPILED
-    if jax.config.read("jax_disable_most_optimizations") != quickly:
+    """Compile as the test asks, before the first of its fixtures is made, those of the session among them."""
+    marked = item.get_closest_marker("optimised") or OPTIMISED & {item.path.name, item.path.parent.name}
+    wanted = optimised if marked else quickly
+    if compiler.get_compile_options is not wanted:
         jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", quickly)
+        compiler.get_compile_options = wanted
 
 
-@pytest.fixture(autouse=True, scope="session")
-def searched_on_two_devices():
-    """As many as a small machine has cores: eight on two take three times as long. A test of more asks for them."""
+def pytest_sessionstart():
+    """Search on as many devices as a small machine has cores, and around a model that is soon trained.
+
+    Eight devices on two cores take three times as long; a test of more asks for them.
+    """
     from lacuna import meshes
+    from lacuna.models import SyntheticSpec
+    from lacuna.setups import digit_models
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(meshes, "all_devices", lambda: jax.devices()[:2])
-        yield
+    meshes.all_devices = lambda: jax.devices()[:2]
+    sizes = {"num_layers": 2, "width": 32, "num_heads": 2, "mlp_width": 64}
+    digit_models.DIGIT_MODEL = SyntheticSpec(digit_models.DIGIT_MODEL.vocab_size, **sizes)
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,9 @@ SEARCH_STEP = 1_000_000
 HELD_OUT_BATCHES = 8
 """Batches that the winners are scored on again: as many as give an interval for what is left of the gain."""
 
+DIGIT_MODEL = SyntheticSpec(digits.vocab_size)
+"""The architecture of all starting points."""
+
 DEFAULT_CACHE = Path("~/.cache/lacuna")
 
 State = Literal["forgotten", "undertrained", "trained"]
@@ -92,8 +95,8 @@ class Setup(NamedTuple):
 
 
 def digit_model() -> Model:
-    """The architecture of all starting points."""
-    return synthetic(SyntheticSpec(digits.vocab_size))
+    """The model of all starting points."""
+    return synthetic(DIGIT_MODEL)
 
 
 def untrained(config: SetupConfig, *, eval_batch_size: int = 128) -> Setup:

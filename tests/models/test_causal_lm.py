@@ -104,6 +104,7 @@ def test_taps_read_one_position_of_each_row():
             model.apply(params, TOKENS, taps=taps)
 
 
+@pytest.mark.optimised
 @every_family
 def test_padding_on_either_side_is_no_token(name):
     """A row alone, padded on the left and padded on the right."""
