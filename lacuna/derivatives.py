@@ -355,6 +355,16 @@ class Trace(NamedTuple):
     of_square: Float[Array, ""]
 
 
+def random_signs(like: Params, key: Key) -> Delta:
+    """A probe of independent random signs, with the tree, shapes and dtypes of `like`.
+
+    Args:
+      like: gives the tree, shapes and dtypes.
+      key: another one for each probe.
+    """
+    return trees.map_named(lambda name, p: jax.random.rademacher(keys.leaf(key, name), p.shape, p.dtype), like)
+
+
 def hutchinson_trace(operator: Operator, like: Params, key: Key, *, num_probes: int) -> Trace:
     """Trace of a symmetric operator, and that of its square, from its products with random signs.
 
@@ -376,9 +386,7 @@ def hutchinson_trace(operator: Operator, like: Params, key: Key, *, num_probes: 
         raise InvalidInput("num_probes must be at least 2", got=num_probes)
 
     def forms_of(probe_key: Key) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        probe = trees.map_named(
-            lambda name, p: jax.random.rademacher(keys.leaf(probe_key, name), p.shape, p.dtype), like
-        )
+        probe = random_signs(like, probe_key)
         product = operator(probe)
         return trees.dot(probe, product), trees.dot(product, product)
 

@@ -90,6 +90,7 @@ def sweep(
 
     from lacuna import search
     from lacuna.reports import sweep_outcome
+    from lacuna.reports.progress import progress
 
     setup = points.prepare(command, mesh, console)
     settings = points.with_family(settings, command, setup)
@@ -100,19 +101,23 @@ def sweep(
     say_on_interrupt(f": what was scored is in {out}; {onwards}", where=out / "scores.log")
     try:
         result = _search(console, setup, settings, mesh, out, config)
-        measuring = "measuring gradient and curvature at the base point, " * (command.probes > 0 and objective.smooth)
+        measures = command.probes > 0 and objective.smooth
+        measuring = "measuring gradient and curvature at the base point, " * measures
         console.print(f"{measuring}scoring the winners on held-out rows ...".capitalize())
-        written, found = search.report_run(
-            out,
-            result,
-            objective,
-            setup.params,
-            batch,
-            held_out=held_out,
-            records=_metric_records(result, setup),
-            config=config,
-            num_probes=command.probes,
-        )
+        records = _metric_records(result, setup)
+        with progress(console if measures else Console(quiet=True), "measuring", unit="probes") as advance:
+            written, found = search.report_run(
+                out,
+                result,
+                objective,
+                setup.params,
+                batch,
+                held_out=held_out,
+                records=records,
+                config=config,
+                num_probes=command.probes,
+                progress=lambda done, total: advance(done, total, ""),
+            )
     except KeyboardInterrupt as stop:
         kept = (out / "scores.log").exists() or not hosts.is_first()
         stop.args = (f"{stop}: what was scored is in {out}; {onwards}" if kept else "",)

@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt
 
 from lacuna import derivatives, keys, theory, trees
+from lacuna.errors import InvalidInput
 from lacuna.search import draws
 from lacuna.search.families import Family
 from lacuna.search.objectives import with_data
-from lacuna.search.sweep import Sweep
-from lacuna.types import Batch, Delta, Key, Loss, Objective, Operator, Params
+from lacuna.search.sweep import Progress, Sweep
+from lacuna.types import Batch, Key, Loss, Objective, Params
 
 FEW_DIMENSIONS = 1000
 """Fewer than these, and neither noise of one length nor random signs are as good as normal along a direction."""
@@ -74,7 +75,14 @@ class Landscape(NamedTuple):
 
 
 def landscape(
-    loss: Loss | Objective, params: Params, batch: Batch, sweep: Sweep, *, seed: int = 0, num_probes: int = 64
+    loss: Loss | Objective,
+    params: Params,
+    batch: Batch,
+    sweep: Sweep,
+    *,
+    seed: int = 0,
+    num_probes: int = 64,
+    progress: Progress | None = None,
 ) -> Landscape:
     """Measure slope and curvature of the loss that a sweep scores, along its noise.
 
@@ -84,14 +92,31 @@ def landscape(
       batch: the scored batch: the theory is about this loss, not about the loss on all data.
       sweep: its family and unit count.
       seed: of the probes of the trace.
-      num_probes: Hessian products for the trace; its error falls with the square root.
+      num_probes: Hessian products for the trace, at least 2; its error falls with the square root.
+      progress: told after each of how many are done, and of how many.
+
+    Raises:
+      InvalidInput: fewer than two probes, or an error of the family about this tree.
+
+    Source: Hutchinson (1989), for the trace.
     """
+    if num_probes < 2:
+        raise InvalidInput("num_probes must be at least 2", got=num_probes)
     objective, batch = with_data(loss, batch)
     family = sweep.family
     family.check(params)
     scale = sweep.mean_scale(params)
-    measured = _measure(objective.loss, num_probes, family, params, batch, keys.stream(seed, "landscape"))
-    slope, along, trace, error, spread, gradient_norm, params_norm, participation = (float(x) for x in measured)
+    measured = _along(objective.loss, family, params, batch)
+    slope, along, gradient_norm, params_norm, participation = (float(x) for x in measured)
+    key, forms, squares = keys.stream(seed, "landscape"), np.zeros(num_probes), np.zeros(num_probes)
+    for index in range(num_probes):
+        forms[index], squares[index] = _forms(objective.loss, family, params, batch, key, np.uint32(index))
+        if progress is not None:
+            progress(index + 1, num_probes)
+    with np.errstate(all="ignore"):  # where the loss is not finite
+        trace, error = float(np.mean(forms)), float(np.std(forms, ddof=1)) / math.sqrt(num_probes)
+        # Normal noise of covariance I spreads by tr H^2; signs, whose forms spread less, tell that otherwise.
+        spread = math.sqrt(2 * float(np.mean(squares))) if family.isotropic else error * math.sqrt(num_probes)
     exact = sweep.unit == "exact_radius"
     dimension = family.dimension(params)
     on_a_sphere = exact and family.spherical
@@ -126,39 +151,31 @@ def unmeasured(params: Params, sweep: Sweep) -> Landscape:
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _measure(
-    loss: Loss, num_probes: int, family: Family, params: Params, batch: Batch, key: Key
-) -> tuple[Float[Array, ""], ...]:
+@partial(jax.jit, static_argnums=0)
+def _along(loss: Loss, family: Family, params: Params, batch: Batch) -> tuple[Float[Array, ""], ...]:
+    """Slope and curvature along the noise, both norms, and how many coordinates take part."""
     gradient = derivatives.gradient(loss, params, batch)
     followed = family.covariance(gradient)
     slope = jnp.sqrt(trees.dot(gradient, followed))
-    product = derivatives.hvp(loss, params, batch)
     inverse = jnp.where(slope > 0, 1 / slope, 0.0)
     unit = jax.tree.map(lambda f, p: (f * inverse).astype(p.dtype), followed, params)
-    if family.isotropic:
-        trace, error, of_square = derivatives.hutchinson_trace(product, params, key, num_probes=num_probes)
-        spread = jnp.sqrt(2 * of_square)  # of normal noise; the probes are signs, whose forms spread less
-    else:
-        trace, error = _trace_over(family, product, params, key, num_probes)
-        spread = error * num_probes**0.5
     # (sum b)^2 / sum b^2 of what each coordinate adds to the variance along the gradient: how many take part.
     square = inverse * inverse
     shares = jax.tree.map(lambda g, f: square * g.astype(jnp.float32) * f.astype(jnp.float32), gradient, followed)
     participation = 1 / jnp.maximum(trees.dot(shares, shares), jnp.finfo(jnp.float32).tiny)
-    along = trees.dot(unit, product(unit))
-    return slope, along, trace, error, spread, trees.norm(gradient), trees.norm(params), participation
+    along = trees.dot(unit, derivatives.hvp(loss, params, batch)(unit))
+    return slope, along, trees.norm(gradient), trees.norm(params), participation
 
 
-def _trace_over(
-    family: Family, product: Operator, params: Params, key: Key, num_probes: int
+@partial(jax.jit, static_argnums=0)
+def _forms(
+    loss: Loss, family: Family, params: Params, batch: Batch, key: Key, index: UInt[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`tr(H C) = E <noise, H noise>`, and its standard error."""
-
-    def quadratic_form(index: Array) -> Float[Array, ""]:
+    """`<z, H z>` and `|H z|^2` of a probe z: signs for the covariance I, else a draw of the noise."""
+    if family.isotropic:
+        probe = derivatives.random_signs(params, jax.random.fold_in(key, index))
+    else:
         noise = draws.draw(family, params, key, index)
-        probe: Delta = jax.tree.map(lambda d, p: d.astype(p.dtype), noise, params)
-        return trees.dot(probe, product(probe))
-
-    forms = lax.map(quadratic_form, jnp.arange(num_probes, dtype=jnp.uint32))
-    return jnp.mean(forms), jnp.std(forms, ddof=1) / num_probes**0.5
+        probe = jax.tree.map(lambda d, p: d.astype(p.dtype), noise, params)
+    product = derivatives.hvp(loss, params, batch)(probe)
+    return trees.dot(probe, product), trees.dot(product, product)

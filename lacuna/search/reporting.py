@@ -12,7 +12,7 @@ from lacuna.search.analysis import EXPERIMENT, sweep_records
 from lacuna.search.held_out import held_out_records
 from lacuna.search.landscape import landscape, unmeasured
 from lacuna.search.realised import is_rounded, realised, realised_records
-from lacuna.search.sweep import SweepResult, config_of
+from lacuna.search.sweep import Progress, SweepResult, config_of
 from lacuna.types import Batch, Loss, Objective, Params
 
 
@@ -27,6 +27,7 @@ def report_run(
     records: Sequence[Record] = (),
     config: Mapping[str, Any] | None = None,
     num_probes: int = 64,
+    progress: Progress | None = None,
 ) -> tuple[Path, list[Record]]:
     """Predict, score the winners again, and write `records.jsonl`, the figures and `report.md` of a run.
 
@@ -46,6 +47,7 @@ def report_run(
       config: what `config.json` is to say besides the settings: `title`, and the `command` that runs it again.
       num_probes: Hessian products for the estimate of the curvature's trace; at 0 nothing is predicted, and so it is
         for an `Objective` that is not smooth.
+      progress: told after each of these of how many are done, and of how many.
 
     Returns:
       The path of `report.md`, and all records.
@@ -53,7 +55,7 @@ def report_run(
     out = Path(out)
     smooth = not isinstance(loss, Objective) or loss.smooth
     if smooth and num_probes:
-        around = landscape(loss, params, batch, result.sweep, num_probes=num_probes)
+        around = landscape(loss, params, batch, result.sweep, num_probes=num_probes, progress=progress)
     else:
         around = unmeasured(params, result.sweep)
     found = sweep_records(result, around)

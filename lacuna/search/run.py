@@ -30,11 +30,8 @@ from lacuna.search.run_folder import LOG, TABLE, open_run
 from lacuna.search.select import Candidate, TopK
 from lacuna.search.stepper import Block, Stepper
 from lacuna.search.stopping import SweepStopped, stop_asked
-from lacuna.search.sweep import Sweep, SweepResult, config_of, table_sha256
+from lacuna.search.sweep import Progress, Sweep, SweepResult, config_of, table_sha256
 from lacuna.types import Batch, Loss, Objective, Params
-
-Progress = Callable[[int, int], None]
-"""`progress(draws done, draws in all)`, called once everything is compiled, and after every chunk."""
 
 FINALISTS_FACTOR = 4
 """A sweep wider than one candidate keeps this many times top-K, and lets the canonical program choose."""
@@ -114,7 +111,7 @@ def run_sweep(
       resume: go on with the run in `out` if it has the same identity (N may have grown).
       documents: JSON documents by file name, kept in `out` if it holds no score yet; default: `config.json` with the
         settings, `environment.json` with versions and machine.
-      progress: called once everything is compiled, and after every chunk.
+      progress: told of the draws that are done once everything is compiled, and after every chunk.
       notice: told in a sentence of damage to the log, whose draws are scored again.
       programs: a dictionary, empty at first, that the caller keeps: many short sweeps of one loss that are given the
         same one compile it once. It holds on to the loss, and to what the loss read besides its arguments as it was

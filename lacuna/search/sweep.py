@@ -3,7 +3,7 @@
 import hashlib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
@@ -18,6 +18,9 @@ from lacuna.theory import Unit
 from lacuna.types import Shapes
 
 DEFAULT_TOP_K = 16
+
+Progress = Callable[[int, int], None]
+"""`progress(done, in all)`: draws of a search, or probes of a measurement."""
 
 
 @dataclass(frozen=True)
