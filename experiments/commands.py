@@ -35,7 +35,7 @@ class Report:
     """Folder of the run."""
 
     to: Path | None = None
-    """Write there and leave the run as it is."""
+    """Write there, with the records, and leave the run as it is."""
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,22 @@ def _plain(value: Any) -> Any:
 def report(run: Path, to: Path | None = None) -> tuple[Path, list[reports.Claim]]:
     """Draw the report of a run from its records; returns its path and the claim rows.
 
+    With `to` it is drawn there, and the run's documents are copied, so that it can be drawn again from that folder.
+
     Raises:
-      InvalidInput: the folder holds no finished experiment.
+      InvalidInput: the folder holds no finished experiment, or `to` is where another is run.
     """
+    to = run if to is None else to
+    elsewhere = to.resolve() != run.resolve()
+    if elsewhere and (to / "seeds").exists():
+        raise InvalidInput(
+            "--to must be a folder for a report", got=f"{to}, where an experiment is run", hint="a new one"
+        )
     with rundir.as_written(run):
-        return _reported(run, run if to is None else to)
+        found = _reported(run, to)
+    if elsewhere:
+        rundir.copy_sealed(run, to)
+    return found
 
 
 def _reported(run: Path, to: Path) -> tuple[Path, list[reports.Claim]]:

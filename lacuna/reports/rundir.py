@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -123,6 +124,14 @@ SEALED = ("config.json", "environment.json", "result.json", "records.jsonl")
 def seal(run: Path) -> None:
     """Write down the digests of a run's documents, so that damage is told from what was measured."""
     write_json(run / SEAL, {name: _digest(run / name) for name in SEALED if (run / name).exists()})
+
+
+def copy_sealed(run: Path, to: Path) -> None:
+    """Copy the documents of a finished run, as they were written, beside what is drawn of them."""
+    (to / SEAL).unlink(missing_ok=True)  # a copy that is interrupted must not be taken for damage
+    for name in (name for name in (*SEALED, SEAL) if (run / name).exists()):
+        with whole_file(to / name) as unfinished:
+            shutil.copyfile(run / name, unfinished)
 
 
 def check_seal(run: Path) -> bool:

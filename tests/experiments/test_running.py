@@ -10,7 +10,7 @@ from experiments import commands as command
 from experiments import registry, running
 from experiments.recoveries import StartSpec
 from lacuna.errors import InvalidInput, RunMismatch
-from lacuna.reports import records
+from lacuna.reports import records, rundir
 from lacuna.reports.records import Record
 
 
@@ -47,9 +47,20 @@ def test_every_experiment_leaves_a_whole_run_behind(run):
 
 
 def test_a_report_is_redrawn_byte_for_byte_elsewhere(run, tmp_path):
-    assert command.run(["report", str(run), "--to", str(tmp_path / "gallery")]) == 0
-    for path in [run / "report.md", *(run / "figures").iterdir()]:
-        assert (tmp_path / "gallery" / path.relative_to(run)).read_bytes() == path.read_bytes()
+    gallery = tmp_path / "gallery"
+    assert command.run(["report", str(run), "--to", str(gallery)]) == 0
+    # The documents of the run are there, too: it can be drawn again from the gallery.
+    for path in [run / "report.md", run / "records.jsonl", run / "config.json", *(run / "figures").iterdir()]:
+        assert (gallery / path.relative_to(run)).read_bytes() == path.read_bytes()
+    assert rundir.check_seal(gallery)
+
+
+def test_a_report_is_not_drawn_into_the_folder_of_another_run(tmp_path):
+    other = tmp_path / "other"
+    (other / "seeds").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="--to must be a folder for a report"):
+        running.report(tmp_path / "run", other)
+    assert [path.name for path in other.iterdir()] == ["seeds"]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ def test_the_trace_depends_on_the_seed_within_its_error():
         assert abs(found.curvature_trace - trace) < 3 * found.curvature_trace_error
 
 
+def test_every_probe_is_told():
+    told = []
+    landscape(*CURVED.problem, SWEEP, num_probes=3, progress=lambda *numbers: told.append(numbers))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_a_landscape_without_an_error_of_its_trace_is_refused():
     with pytest.raises(InvalidInput, match="num_probes must be at least 2; got 1"):
         landscape(*CURVED.problem, SWEEP, num_probes=1)
