@@ -143,7 +143,7 @@ THEMES: dict[str, tuple[str, str]] = {
     ),
     "Captures": (
         "give what the first half of the sentence asks for; `lacuna capture --help` says what every option takes.",
-        "captures cli/capture",
+        "captures cli/capture cli/capture_points",
     ),
     "Calls in Python": (
         "give the argument as the first half of the sentence asks for it; the docstring of the function says its "

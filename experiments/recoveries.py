@@ -15,7 +15,7 @@ from lacuna import derivatives, geometry, keys, setups, trees
 from lacuna.models.model import Model
 from lacuna.tasks import digits
 from lacuna.tasks.task import Task
-from lacuna.training import BatchAt, Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, recover
+from lacuna.training import BatchAt, Optimiser, RecoverConfig, TrainConfig, Trajectory, fit, from_step, recover
 from lacuna.types import Batch, Delta, Loss, Params, Rows
 
 Told = Callable[[str], None]
@@ -147,11 +147,7 @@ def _loss() -> Loss:
 
 def batches(start: Start, task: str, *, offset: int) -> Any:
     """The stream of a task's training batches from a step on, as a pytree: data to whatever is compiled."""
-    return jax.tree_util.Partial(_from_step, start.streams[task], jnp.int32(offset))
-
-
-def _from_step(rows: BatchAt, offset: Array, step: Array) -> Any:
-    return rows(offset + step)
+    return from_step(start.streams[task], offset)
 
 
 def run_recovery(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lacuna import trees
@@ -30,6 +31,23 @@ Progress = Callable[[int, int, float], None]
 """`progress(step, num_steps, loss)`: steps done, steps in all, loss at the last one done."""
 
 Optimiser = Literal["sgd", "momentum", "adam"]
+
+
+def from_step(batch_at: BatchAt, first: int) -> BatchAt:
+    """The stream that begins at a later step of another one.
+
+    Args:
+      batch_at: the stream.
+      first: which of its batches is the new one's first, in [0, 2^31).
+
+    Returns:
+      `step -> batch_at(first + step)`, a pytree: another `first` is other data, and nothing is compiled for it.
+    """
+    return Partial(_later, trees.as_data(batch_at), jnp.int32(first))
+
+
+def _later(batch_at: BatchAt, first: Int[Array, ""], step: Any) -> Batch:
+    return batch_at(first + step)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,16 @@ Source: arXiv 2606.10929.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from lacuna import derivatives, geometry, keys, trees
 from lacuna.errors import InvalidInput, NotFinite
-from lacuna.training import BatchAt, Optimiser, RecoverConfig, recover
+from lacuna.training import BatchAt, Optimiser, RecoverConfig, from_step, recover
 from lacuna.types import Batch, Loss, Params
 
 BasisKind = Literal["random", "gradient", "krylov", "prefix"]
@@ -100,7 +99,7 @@ def task_basis(
     if loss is None or batches is None:
         raise InvalidInput(f"a {spec.kind} basis needs a task", got="no loss" if loss is None else "no batches")
     loss = trees.as_data(loss)
-    stream = Partial(_from, jnp.int32(spec.first_step), trees.as_data(batches))
+    stream = from_step(batches, spec.first_step)
     if spec.kind == "gradient":
         gradients = derivatives.task_gradients(loss, params, _drawn(stream, len(spec.steps)), chunk=1)
         return geometry.gradient_basis(gradients, rank=spec.rank)
@@ -118,10 +117,6 @@ def task_basis(
             hint="a smaller learning rate",
         )
     return geometry.trajectory_prefix(path.updates, rank=spec.rank)
-
-
-def _from(first: Int[Array, ""], batches: BatchAt, step: Any) -> Batch:
-    return batches(first + step)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -141,7 +143,7 @@ def _check_fits(options: SweepOptions, model: str, mesh: "Mesh") -> None:
     from lacuna.checkpoints.plan import plan_hf
     from lacuna.setups import language_tasks
 
-    limit = _device_bytes(mesh)
+    limit = device_bytes(mesh)
     if limit is None:
         return
     predicted = options.adapter is None and options.probes > 0 and options.objective in language_tasks.SMOOTH
@@ -188,7 +190,7 @@ def _check_fits(options: SweepOptions, model: str, mesh: "Mesh") -> None:
     )
 
 
-def _device_bytes(mesh: "Mesh") -> int | None:
+def device_bytes(mesh: "Mesh") -> int | None:
     """Memory of a device of this host; of a CPU device its share of what the host has."""
     local = [device for device in mesh.devices.flat if device.process_index == mesh.local_devices[0].process_index]
     if local[0].platform != "cpu":
@@ -222,21 +224,25 @@ def prepare(options: SweepOptions, mesh: "Mesh", console: Console) -> "Point":
     from lacuna import hosts, setups
     from lacuna.models import sharding
 
-    def notice(sentence: str) -> None:
-        console.print(sentence, style="yellow", soft_wrap=True)
-
     splits = options.mesh is not None and options.mesh[1] > 1
     if options.model is not None:
         console.print(f"Reading {options.task} and {options.model} ...", soft_wrap=True)
         own, task = language_configs(options)
         return setups.prepare_language(
-            own, task, mesh=mesh if splits else None, layerwise=options.layerwise, notice=notice
+            own,
+            task,
+            mesh=mesh if splits else None,
+            layerwise=options.layerwise,
+            notice=partial(console.print, style="yellow", soft_wrap=True),
         )
+    digits = partial(
+        prepare_digits, _digits_config(options), console, batch_size=options.batch_size, cache=options.cache
+    )
     if jax.process_count() == 1:
-        setup = _digits(options, console, notice)
+        setup = digits()
     else:  # the first host loads or trains it, the others are told
         ready: list[Setup] = []
-        hosts.agree(lambda: ready.append(_digits(options, console, notice)))
+        hosts.agree(lambda: ready.append(digits()))
         if not ready:
             config = _digits_config(options)
             ready.append(setups.untrained(config, eval_batch_size=options.batch_size))
@@ -273,11 +279,19 @@ def language_configs(options: SweepOptions) -> "tuple[ModelConfig, TaskConfig]":
     return own, task
 
 
-def _digits(options: SweepOptions, console: Console, notice: Callable[[str], None]) -> "Setup":
-    """The synthetic model, with a progress line for each training that has to be run."""
+def prepare_digits(config: "SetupConfig", console: Console, *, batch_size: int, cache: Path) -> "Setup":
+    """The synthetic model, with a progress line for each training that has to be run.
+
+    Args:
+      config: which starting point.
+      console: where what is done is said.
+      batch_size: rows in a batch of its task.
+      cache: folder that keeps what was trained.
+    """
     from lacuna import setups
     from lacuna.reports.progress import Advance, progress
 
+    notice = partial(console.print, style="yellow", soft_wrap=True)
     with ExitStack() as stack:
         shown: dict[str, Advance] = {}
 
@@ -287,13 +301,7 @@ def _digits(options: SweepOptions, console: Console, notice: Callable[[str], Non
                 shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
             shown[stage](step, num_steps, f"loss {loss:.3f}")
 
-        return setups.prepare(
-            _digits_config(options),
-            eval_batch_size=options.batch_size,
-            cache=options.cache,
-            advance=advance,
-            notice=notice,
-        )
+        return setups.prepare(config, eval_batch_size=batch_size, cache=cache, advance=advance, notice=notice)
 
 
 def _digits_config(options: SweepOptions) -> "SetupConfig":

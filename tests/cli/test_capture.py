@@ -1,7 +1,9 @@
 """`lacuna capture` from folders to a report, on models of a few thousand weights and a text of a few letters."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from model_folders import GOLDEN, whole
 
 from lacuna import cli, models, trees
 from lacuna.checkpoints import export_hf, load_adapter, load_hf, load_tokenizer
-from lacuna.cli.capture import CaptureCommand, _ends, _read
+from lacuna.cli.capture import CaptureCommand
+from lacuna.cli.capture_points import _ends, _read
 from lacuna.errors import TreeMismatch
 from lacuna.reports import capture_report, records
 from lacuna.reports.records import select, value
@@ -114,6 +117,66 @@ def test_a_report_is_redrawn_from_its_records(run, tmp_path, capsys):
     (copy / "sha256.json").unlink()
     assert cli.run(["report", str(copy)]) == 2
     assert "must hold the records of a capture" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recovered(cache):
+    """A finished run without a model of one's own, which no test may write to, and what it printed."""
+    run, printed = cache / "recovered", io.StringIO()
+    options = ["--optimiser", "sgd", "--learning-rate", "1e-3", "--batch-size", "4", "--rank", "2", "--num-draws", "1"]
+    with redirect_stdout(printed):
+        assert cli.run(["capture", *options, "--control-task", "copy", "--out", str(run), "--cache", str(cache)]) == 0
+    return run, printed.getvalue()
+
+
+def test_without_a_model_a_recovery_of_a_digit_task_is_measured(recovered):
+    run, printed = recovered
+    found = records.read(run / "records.jsonl")
+    rows = capture_report.rows_of(found)
+    assert [row.name for row in rows] == [
+        "gradient", "gradient, control task", "krylov", "krylov, control task", "prefix", "prefix, control task",
+        "random",
+    ]  # fmt: skip
+    masses = {row.name: row.mass for row in rows}
+    assert masses["krylov"] > 10 * masses["random"]
+    assert value(found, "loss_drop") > 0
+    assert "Recovering `sort`: 100 steps of sgd at 0.001, 4 rows each" in printed
+    page = (run / "report.md").read_text()
+    assert page.startswith("# Captures: a recovery of `sort`\n")
+    assert "| to | the same after 100 steps of sgd at 0.001, 4 rows each |" in page
+    assert "\nlacuna capture --rank 2 --control-task copy --batch-size 4 --optimiser sgd" in page
+
+
+def test_the_recovery_sees_other_rows_than_the_bases(recovered):
+    found = records.read(recovered[0] / "records.jsonl")
+    assert value(found, "capture_mass", basis="prefix", task="own") < 0.99
+
+
+UNRECOVERED = {
+    "one end": (["--from", "before"], "a displacement has two ends; got --from alone. Try: --to FOLDER"),
+    "the other end": (["--to", "after"], "a displacement has two ends; got --to alone. Try: --from FOLDER"),
+    "an option of text": (["--tokenizer", "x"], "tokenizer is an option of a model; got no --from"),
+    "no digit task": (["--task", "sord"], "a digit task is one of "),
+    "no digit task to compare with": (["--control-task", "sord"], "a digit task is one of "),
+    "more directions than memory": (
+        ["--rank", "2000000000"],
+        "the bases must fit into the memory of a device; got ",
+    ),
+    "steps that diverge": (
+        ["--optimiser", "sgd", "--learning-rate", "1e30", "--batch-size", "2"],
+        "the recovery by sgd must not diverge; got a loss of nan at a learning rate of 1e+30",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNRECOVERED)
+def test_what_cannot_be_recovered_is_one_sentence_and_nothing_is_written(what, cache, tmp_path, capsys):
+    given, message = UNRECOVERED[what]
+    run = tmp_path / "run"
+    assert cli.run(["capture", "--rank", "2", *given, "--out", str(run), "--cache", str(cache)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not run.exists()
 
 
 def points(first, last, **options):

@@ -15,7 +15,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from model_folders import GOLDEN
 
-import lacuna.cli.capture
+import lacuna.cli.capture_points
 from experiments import commands, registry
 from lacuna import cli, meshes, models, setups, trees
 from lacuna.checkpoints import hf, verify
@@ -49,7 +49,7 @@ def _nothing_long():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(digit_models, "fit", accept)
         patched.setattr(hf, "open_hf", opened)
-        patched.setattr(lacuna.cli.capture, "_read", accept)
+        patched.setattr(lacuna.cli.capture_points, "_read", accept)
         patched.setattr(verify, "verify_hf", accept)
         for module in registry.EXPERIMENTS.values():
             patched.setattr(module, "run_seed", accept)
@@ -140,6 +140,7 @@ SWEEP = ["sweep", "--cache", "cache"]
 MODEL = ["sweep", "--model", str(GOLDEN / "gpt2"), "--task", "q.jsonl", "--tokenizer", "TOKENIZER", "--batch-size", "6"]
 PLAN = ["plan", "--model", str(GOLDEN / "gpt2")]
 CAPTURE = ["capture", "--from", str(GOLDEN / "gpt2"), "--to", str(GOLDEN / "gpt2")]
+RECOVERY = ["capture", "--cache", "cache"]
 EXPORT = ["export", str(GOLDEN / "gpt2"), "--to", "new"]
 VERIFY = ["verify-hf", str(GOLDEN / "gpt2")]
 
@@ -167,6 +168,12 @@ NUMBERS = {
     "capture --batch-size": (CAPTURE, whole(8, 8)),
     "capture --num-batches": (CAPTURE, lambda text: False),
     "capture --learning-rate": (CAPTURE, number(lambda x: x == 1e-4)),
+    "recovery --rank": (RECOVERY, whole(1)),
+    "recovery --seed": (RECOVERY, whole(0, 2**32 - 1)),
+    "recovery --batch-size": (RECOVERY, whole(1)),
+    "recovery --num-batches": (RECOVERY, whole(16)),
+    "recovery --length": (RECOVERY, whole(128, 128)),
+    "recovery --learning-rate": (RECOVERY, number(lambda x: 0 < x < math.inf)),
     "export --place": (EXPORT, whole(1, 1)),
     "export --max-shard-gb": (EXPORT, number(lambda x: 1e-9 <= x < math.inf)),
     "verify --length": (VERIFY, whole(2, math.inf)),
@@ -193,6 +200,10 @@ WORDS = {
     "capture --tokenizer": (CAPTURE, one_of()),
     "capture --begin": (CAPTURE, one_of("")),
     "capture --base": (CAPTURE, one_of()),
+    "recovery --task": (RECOVERY, one_of(*DIGIT_TASKS)),
+    "recovery --control-task": (RECOVERY, one_of(*DIGIT_TASKS)),
+    "recovery --from": (RECOVERY, one_of()),
+    "recovery --base": (RECOVERY, one_of()),
     "export": (["export", "--to", "new"], one_of()),
     "export --adapter": (EXPORT, one_of()),
     "export --dtype": (EXPORT, one_of("float32", "bfloat16", "float16")),
@@ -206,6 +217,7 @@ FOLDERS = {
     "sweep --out": ["sweep", "--cache", "cache"],
     "sweep --cache": ["sweep"],
     "capture --out": CAPTURE,
+    "capture --cache": ["capture"],
     "export --to": EXPORT[:2],
 }
 
@@ -269,7 +281,7 @@ def test_a_folder_is_taken_where_one_can_be_made_and_else_refused(here, option, 
             return False
         if value.startswith("~nobody"):
             return False
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir())) and option != "sweep --cache"
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir())) and not option.endswith("--cache")
         parent = missing[-1].parent if missing else path
         return not occupied and parent.is_dir()
 
