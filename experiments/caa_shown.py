@@ -91,7 +91,7 @@ def figures(records: Sequence[Record], config: Any) -> dict[str, tuple["Figure",
         "levels": (
             _by_level(records),
             "Cosine at the last token of the prompt by level (circles, one for each seed) and what shuffled labels "
-            "give: mean and two deviations, over the labels of the gradient alone and of gradient and contrast.",
+            "give: mean and middle 95 %, over the labels of the gradient alone and of gradient and contrast.",
         ),
     }
 
@@ -129,12 +129,12 @@ def _by_level(records: Sequence[Record]) -> "Figure":
     for panel, readout in zip(panels, READOUTS, strict=True):
         where: dict[str, Place] = {"part": "other events", "over": "events", "readout": readout, "back": 0}
         for shuffled, colour in (("gradient", drawing.CONTROL), ("pipeline", drawing.PREDICTED)):
-            mean, deviation = (
+            mean, low, high = (
                 np.asarray([spread(records, q, level=level, shuffled=shuffled, **where).mean for level in levels])
-                for q in ("null_mean", "null_deviation")
+                for q in ("null_mean", "null_low", "null_high")
             )
             panel.plot(levels, mean, color=colour, lw=1.2, label=f"shuffled: {WHOSE[shuffled]} labels")
-            panel.fill_between(levels, mean - 2 * deviation, mean + 2 * deviation, color=colour, alpha=0.18, lw=0)
+            panel.fill_between(levels, low, high, color=colour, alpha=0.18, lw=0)
         found = select(records, "cosine", shuffled="gradient", **where)
         panel.plot(
             [r.where["level"] for r in found],

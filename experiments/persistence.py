@@ -118,7 +118,7 @@ def _judged(quantity: str, values: Float[np.ndarray, "N L"], where: dict[str, Pl
     """A cosine, the first, beside those of shuffled labels; the mean over levels has a null of its own."""
     every = np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
     null = steering.Null(every[0, :, None], every[1:, :, None])
-    low, high = np.quantile(null.values, (0.025, 0.975), axis=0)  # where a null has two humps its deviation misleads
+    low, high = null.middle
     found = {"": null.observed, "_null": null.mean, "_null_deviation": null.deviation, "_p": null.p}
     found |= {"_null_low": low, "_null_high": high}
     for suffix, numbers in found.items():

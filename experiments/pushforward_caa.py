@@ -129,6 +129,7 @@ def _maps(config: Config, found: Contrasted, seed: int, told: Told) -> Iterator[
                 null = cosines.nulls[readout, shuffled]
                 at = {**where, "readout": readout, "shuffled": shuffled}
                 grids = {"cosine": null.observed, "null_mean": null.mean, "null_deviation": null.deviation}
+                grids |= dict(zip(("null_low", "null_high"), null.middle, strict=True))
                 for quantity, values in {**grids, "z": null.z, "p": null.p}.items():
                     yield from _by_place(quantity, values, config.back, at)
                 for place, p in zip(config.back, null.p_of_maximum(), strict=True):

@@ -35,6 +35,12 @@ class Null:
         return self.values.std(axis=0, ddof=1)
 
     @property
+    def middle(self) -> Float[np.ndarray, "2 levels Q"]:
+        """Between which two values the middle 95 % of the shuffled ones lie: a cosine's null may have two humps, or an
+        end at 1, where mean and deviation mislead."""
+        return np.quantile(self.values, (0.025, 0.975), axis=0)
+
+    @property
     def z(self) -> Float[np.ndarray, "levels Q"]:
         """(observed - mean) / deviation, signed; NaN where the shuffled ones do not vary."""
         return self._standardised(self.observed)

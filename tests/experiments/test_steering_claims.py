@@ -42,7 +42,8 @@ def seed_of_shifts(seed, *, cosine=0.6, z=9.0, p=0.002, z_together=3.0, p_togeth
                     other_z = -2.0 if part == "chosen on" else 40.0
                     add("cosine", cosine if level == 2 else 0.99, **at)
                     add("z", own_z if level == 2 else other_z, **at)
-                    for quantity, value in (("p", 0.01), ("null_mean", -0.4), ("null_deviation", 0.1)):
+                    null = {"mean": -0.4, "low": -0.6, "high": -0.2, "deviation": 0.1}
+                    for quantity, value in {"p": 0.01, **{f"null_{of}": v for of, v in null.items()}}.items():
                         add(quantity, value, **at)
         for level, back in PLACES:
             at = {**of_part, "level": level, "back": back}

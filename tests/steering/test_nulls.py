@@ -37,6 +37,13 @@ def test_p_counts_what_is_as_far_from_the_mean_of_the_null_on_either_side():
     np.testing.assert_allclose(null.z, (0.8 - 0.6) / 0.1)
 
 
+def test_the_middle_of_a_null_with_two_humps_lies_within_them():
+    humps = np.where(np.arange(1000) % 2, 0.9, -0.9)[:, None, None]
+    null = Null(np.full((1, 1), 1.0), humps)
+    np.testing.assert_allclose(null.middle, [[[-0.9]], [[0.9]]])
+    assert null.mean + 2 * null.deviation > 1  # which no cosine can be
+
+
 def test_the_maximum_pays_for_the_levels_that_were_looked_at():
     """Uniform p over many nulls of no effect: of the best of eight levels alone p is far too small."""
     random = np.random.default_rng(0)
