@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 15.0
+NUM_PAIRS, LEAST_PAIRS, PATIENCE_S = 9, 3, 10.0
 """Programs run nine times each; where that takes too long, three times at least."""
 
 

@@ -182,6 +182,8 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
         raise InvalidInput("a displacement has two ends", got=f"--{there} alone", hint=f"--{other} FOLDER")
     if command.asked_task is None and command.control_task is not None:
         raise InvalidInput("a control task stands beside a task", got="--control-task alone", hint="--task FILE")
+    if command.control_task is not None and command.control_task == command.asked_task:
+        raise InvalidInput("a control task is another one", got=f"{command.control_task} as both")
     defaults = {field.name: field.default for field in fields(CaptureCommand)}
     every = ("gradient", "krylov", "prefix", "random")
     kinds = tuple(dict.fromkeys(command.basis)) or (TASKLESS if command.asked_task is None else every)

@@ -155,6 +155,7 @@ def test_the_recovery_sees_other_rows_than_the_bases(recovered):
 UNRECOVERED = {
     "one end": (["--from", "before"], "a displacement has two ends; got --from alone. Try: --to FOLDER"),
     "the other end": (["--to", "after"], "a displacement has two ends; got --to alone. Try: --from FOLDER"),
+    "itself as its control": (["--control-task", "sort"], "a control task is another one; got sort as both"),
     "an option of text": (["--tokenizer", "x"], "tokenizer is an option of a model; got no --from"),
     "no digit task": (["--task", "sord"], "a digit task is one of "),
     "no digit task to compare with": (["--control-task", "sord"], "a digit task is one of "),

@@ -201,7 +201,7 @@ WORDS = {
     "capture --begin": (CAPTURE, one_of("")),
     "capture --base": (CAPTURE, one_of()),
     "recovery --task": (RECOVERY, one_of(*DIGIT_TASKS)),
-    "recovery --control-task": (RECOVERY, one_of(*DIGIT_TASKS)),
+    "recovery --control-task": (RECOVERY, one_of(*(name for name in DIGIT_TASKS if name != "sort"))),
     "recovery --from": (RECOVERY, one_of()),
     "recovery --base": (RECOVERY, one_of()),
     "export": (["export", "--to", "new"], one_of()),
