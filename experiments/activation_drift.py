@@ -228,10 +228,10 @@ def _persistence(records: Sequence[Record], last: int) -> tuple["Figure", str]:
         ):
             drawing.curve(panel, records, quantity, "step", **look, **where)
         _null_band(panel, records, "with_start", where)
-        panel.set_title(WORDS[vector], loc="left")
+        panel.set_title(WORDS[vector])
     drawing.curve(panels[2], records, "contrast_with_shift", "step", level=MEAN, color=drawing.LIMIT)
     _null_band(panels[2], records, "contrast_with_shift", {"level": MEAN})
-    panels[2].set_title("the one with the other, same step", loc="left")
+    panels[2].set_title("the one with the other, same step")
     for panel in panels:
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xlim(-0.1, 1.2 * last)
@@ -271,7 +271,7 @@ def _captures(records: Sequence[Record]) -> tuple["Figure", str]:
         drawing.curve(
             panel, records, random, "m", label="m random directions", color=drawing.PREDICTED, ls=":", **where
         )
-        panel.set_title(words, loc="left")
+        panel.set_title(words)
         panel.set_xlabel("m, updates in the prefix")
         panel.set_xscale("log", base=2)
         panel.set_ylim(-0.02, 1.02)

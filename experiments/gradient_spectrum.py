@@ -154,7 +154,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             drawing.curve(panel, records, "energy", "i", point=point, scaling=scaling, **look)
         most = len(digits.DIGIT_TASKS) - 1
         panel.axhline(1 / most, color=drawing.CONTROL, ls="--", lw=1, label="all directions alike")
-        panel.set_title(f"{point} point", loc="left")
+        panel.set_title(f"{point} point")
         panel.set_xlabel("direction")
     panels[0].set_ylabel("share of the scatter between tasks")
     drawing.legend_above(figure, panels[0])

@@ -175,7 +175,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             )
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
-        panel.set_title("planted quadratic" if problem == "quadratic" else "the model's loss, one batch", loc="left")
+        panel.set_title("planted quadratic" if problem == "quadratic" else "the model's loss, one batch")
         panel.set_xlabel("t, steps and rank")
     panels[0].axhline(1e-9, color=drawing.CONTROL, ls="--", lw=1, label="the rule: below for descent")
     panels[0].axhline(0.05, color=drawing.CONTROL, ls=":", lw=1, label="the rule: above for Adam")

@@ -263,7 +263,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_ylim(max(floor, spread(records, "ulp", **where).mean) / 20, None)
-        panel.set_title(f"{config.start.task}, {state}", loc="left")
+        panel.set_title(f"{config.start.task}, {state}")
         panel.set_xlabel("σ, per coordinate")
     panels[0].set_ylabel("change in loss, root mean square")
     last = panels[3]
@@ -276,7 +276,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
     last.plot(span, span, color=drawing.CONTROL, lw=0.8)
     last.set_xscale("log")
     last.set_yscale("log")
-    last.set_title("every task and seed", loc="left")
+    last.set_title("every task and seed")
     last.set_xlabel("measured end of the regime, σ")
     last.set_ylabel("foretold end, σ")
     last.legend(fontsize=8)

@@ -162,7 +162,7 @@ def _captures(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
             drawing.curve(panel, records, quantity, "m", label=quantity.replace("_", "-"), **look, **run)
         _, static = best_static(records, **run)
         panel.axhline(static, color=drawing.PREDICTED, ls=":", label=f"best static basis of rank {config.rank}")
-        panel.set_title(_title(run, records), loc="left")
+        panel.set_title(_title(run, records))
         panel.set_xlabel("m, updates in the prefix")
         panel.set_ylim(-0.02, 1.02)
     for panel in panels[:: len(config.optimisers)]:
@@ -195,7 +195,7 @@ def _static_bases(records: Sequence[Record], config: Any) -> tuple["Figure", str
                 )
         panel.set_xscale("log")
         panel.set_xlim(1e-5, 1.3)
-        panel.set_title(_title(point, records), loc="left")
+        panel.set_title(_title(point, records))
         panel.set_xlabel("mass of the displacement")
         panel.set_yticks(places, rows)
     drawing.legend_above(figure, panels[0])
@@ -226,7 +226,7 @@ def _parts(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
             ends = [(min(one.values), max(one.values)) for one in found]
             panel.hlines(places, *zip(*ends, strict=True), color=look["color"], lw=1, alpha=0.5)
         panel.set_xlim(-0.02, 1.02)
-        panel.set_title(_title(point, records), loc="left")
+        panel.set_title(_title(point, records))
         panel.set_xlabel("mass")
         panel.set_yticks(places, [str(name) for name in names])
     drawing.legend_above(figure, panels[0])
@@ -257,7 +257,7 @@ def _ends(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
             at: dict[str, Place] = {"rank": rank, "horizon": "chosen", **run}
             drawing.curve(panel, records, "extrapolated", "m", label=label, color=colour, **at)
         panel.axhline(1, color=drawing.CONTROL, lw=0.8)
-        panel.set_title(_title(run, records), loc="left")
+        panel.set_title(_title(run, records))
         panel.set_xlabel("m, updates that were made")
         panel.set_xticks(config.extrapolated, [str(m) for m in config.extrapolated])
     for panel in panels[:: len(config.optimisers)]:
@@ -283,7 +283,7 @@ def _drift(records: Sequence[Record], config: Any) -> tuple["Figure", str]:
         for quantity, (label, look) in looks.items():
             drawing.curve(panel, records, f"drift_{quantity}", "step", label=label, **look, **point)
         panel.set_xscale("symlog", linthresh=5)
-        panel.set_title(_title(point, records), loc="left")
+        panel.set_title(_title(point, records))
         panel.set_xlabel(f"step of the recovery by {config.optimisers[0]}")
         panel.set_ylim(-0.02, 1.02)
     panels[0].set_ylabel("overlap, 0 to 1")

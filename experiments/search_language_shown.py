@@ -174,7 +174,7 @@ def _against_n(panel: "Axes", records: Sequence[Record], config: Any, place: str
     panel.set_ylim(best / 500, best * 3)
     panel.set_xlabel("N, draws")
     panel.set_ylabel("gain on scored rows, nats")
-    panel.set_title(place, loc="left")
+    panel.set_title(place)
     panel.legend(fontsize=7.5, loc="lower right")
 
 
@@ -195,7 +195,7 @@ def _density(panel: "Axes", records: Sequence[Record], config: Any) -> None:
     panel.set_ylim(-0.02, 0.62)
     panel.set_xlabel("length of a step over the weights' norm")
     panel.set_ylabel("share of candidates that improve")
-    panel.set_title("density", loc="left")
+    panel.set_title("density")
     panel.legend(fontsize=7, loc="lower left")
 
 
@@ -222,7 +222,7 @@ def _kept(panel: "Axes", records: Sequence[Record]) -> None:
     panel.set_yticks(range(len(rows)), [f"{place}\n{SEARCHES[objective]}" for place, objective in rows], fontsize=7.5)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("held-out gain over the winner's searched gain")
-    panel.set_title("held-out rows", loc="left")
+    panel.set_title("held-out rows")
     panel.legend(fontsize=7.5, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
@@ -255,7 +255,7 @@ def _families_figure(records: Sequence[Record], config: Any, names: Sequence[str
         panel.set_ylim(len(families) - 0.5, -0.5)
         panel.set_xlim(*ends)
         panel.set_xlabel("gain, nats")
-        panel.set_title(f"{place}\nlength {radius:g}", loc="left", fontsize=9)
+        panel.set_title(f"{place}\nlength {radius:g}", fontsize=9)
     drawing.legend_above(figure, panels[0], columns=3)
     caption = (
         f"Families of steps of one root mean square length: the best of {config.num_compared} draws, both signs, on "

@@ -320,7 +320,7 @@ def _against_n(panel: "Axes", records: Sequence[Record], config: Config) -> None
     panel.set_xscale("log")
     panel.set_xlabel("N, draws")
     panel.set_ylabel("gain / σ|a|")
-    panel.set_title("more draws", loc="left")
+    panel.set_title("more draws")
     panel.legend(fontsize=7.5)
 
 
@@ -339,7 +339,7 @@ def _against_p(panel: "Axes", records: Sequence[Record], config: Config) -> None
     panel.set_ylim(0, None)
     panel.set_xlabel("P, parameters")
     panel.set_ylabel("gain / σ|a|")
-    panel.set_title(f"more parameters, best of {FEW}", loc="left")
+    panel.set_title(f"more parameters, best of {FEW}")
     panel.legend(fontsize=7.5)
 
 
@@ -364,5 +364,5 @@ def _against_step(panel: "Axes", records: Sequence[Record], config: Config) -> N
     panel.set_ylim(exact * config.steps[0] / 2, exact * config.steps[-1])
     panel.set_xlabel("σ over the foretold end of the linear regime")
     panel.set_ylabel("gain / (|a| foretold end)")
-    panel.set_title(f"larger steps, N = {n}", loc="left")
+    panel.set_title(f"larger steps, N = {n}")
     panel.legend(fontsize=7.5)

@@ -397,10 +397,10 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
     ):
         _scatter(panel, here, steps, by)
         panel.set_xlabel(label)
-        panel.set_title(f"{WORDS[steps]}: Spearman {found.mean[by]:.2f}", loc="left")
+        panel.set_title(f"{WORDS[steps]}: Spearman {found.mean[by]:.2f}")
     for panel, unit in zip(panels[3:], UNITS, strict=True):
         _against_rank(panel, here, unit, config)
-        panel.set_title(WORDS[unit], loc="left")
+        panel.set_title(WORDS[unit])
     panels[0].set_ylabel("found gain in loss")
     panels[3].set_ylabel("gain in loss")
     drawing.legend_above(figure, panels[0], columns=6)

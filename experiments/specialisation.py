@@ -388,8 +388,8 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         for arm, colour in (("simultaneous", drawing.MEASURED), ("sequential", drawing.PREDICTED)):
             look = {"color": colour, "label": f"{arm}, mean over the tasks"}
             drawing.curve(means, records, "mean_accuracy", "updates", arm=arm, system=system, **look)
-        apart.set_title(f"{system}: one after the other", loc="left")
-        means.set_title(f"{system}: one after the other, and dealt in turn", loc="left")
+        apart.set_title(f"{system}: one after the other")
+        means.set_title(f"{system}: one after the other, and dealt in turn")
         apart.set_ylabel("held-out accuracy")
         for panel in (apart, means):
             for end in range(1, num_tasks):

@@ -114,7 +114,7 @@ def _maps(records: Sequence[Record], of_model: list[dict[str, Place]]) -> tuple[
     for panel, (point, tasks) in zip(panels, places, strict=True):
         where: dict[str, Place] = {**point, "tasks": tasks, "scaling": "normalised"}
         image = _map(panel, records, where, num_layers)
-        panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}", loc="left")
+        panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}")
         panel.set_xlabel("layer")
     figure.colorbar(image, ax=panels, label="share of the part's energy", shrink=0.8)
     caption = (
@@ -191,7 +191,7 @@ def _directions(records: Sequence[Record], of_model: list[dict[str, Place]], num
         panel.plot(range(1, shown + 1), alone, color=drawing.CONTROL, ls="--", lw=1, label="minibatches of one task")
         panel.set_yscale("log")
         panel.set_ylim(10 * FLOOR, 1.2)
-        panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}", loc="left")
+        panel.set_title(f"{point['arm']}, {'all tasks' if tasks == 'all' else 'the mappings alone'}")
         panel.set_xlabel("direction")
     for panel in panels[::2]:
         panel.set_ylabel("share of all energy")

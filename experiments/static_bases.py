@@ -156,7 +156,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
         panel.axvline(0.35, color=drawing.CONTROL, ls="--", lw=0.8)
         panel.set_xscale("log")
         panel.set_xlim(1e-6, 1.3)
-        panel.set_title(f"recovery by {optimiser}", loc="left")
+        panel.set_title(f"recovery by {optimiser}")
         panel.set_xlabel("mass of the displacement")
         panel.set_yticks(places, names)
     caption = (

@@ -150,7 +150,7 @@ def figures(records: Sequence[Record], config: Config) -> dict[str, tuple["Figur
             drawing.curve(panel, records, quantity, "m", label=quantity.replace("_", "-"), optimiser=optimiser, **look)
         _, static = best_static(records, optimiser=optimiser)
         panel.axhline(static, color=drawing.PREDICTED, ls=":", label=f"best static basis of rank {config.rank}")
-        panel.set_title(optimiser, loc="left")
+        panel.set_title(optimiser)
         panel.set_xlabel("m, updates in the prefix")
         panel.set_ylim(-0.02, 1.02)
     panels[0].set_ylabel("mass of the displacement")

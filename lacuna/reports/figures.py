@@ -31,6 +31,7 @@ STYLE: dict[str, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.6,
+    "axes.titlelocation": "left",
     "axes.titlesize": 9.5,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
@@ -72,7 +73,7 @@ def best_of_n(records: Sequence[Record]) -> "Figure":
         if moves_in_steps(records):
             share = math.nan
         regime = "" if math.isnan(share) else f",  F1 share {share:.2f}" + ", not linear" * (share <= 0.9)
-        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black", loc="left")
+        panel.set_title(f"σ = {sigma:g}{regime}", color=LIMIT if share <= 0.9 else "black")
     for panel in list(axes.flat)[len(sigmas) :]:
         panel.set_axis_off()
     for panel in axes[-1]:
