@@ -120,9 +120,10 @@ def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told, *, state
     stages: set[str] = set()
 
     def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
-        if stage not in stages or step == num_steps:
+        if step and (stage not in stages or step == num_steps):
             told(f"{stage}: step {step} of {num_steps}, loss {loss:.3f}")
-        stages.add(stage)
+        if step:
+            stages.add(stage)
 
     prepare = partial(setups.prepare, eval_batch_size=spec.batch_size, cache=cache, advance=advance, notice=told)
     here, trained = prepare(config), prepare(replace(config, state="trained"))

@@ -202,7 +202,7 @@ def random_search(namespace, printed):
 
 
 def captured(namespace, printed):
-    lines = re.findall(r"^(\w+) +(\S+) of the squared displacement, (\S+) by chance$", printed, re.MULTILINE)
+    lines = re.findall(r"^(\w+) +\w* +(\S+) of the squared displacement, (\S+) by chance$", printed, re.MULTILINE)
     assert {"gradient", "random"} <= {basis for basis, _, _ in lines}
     assert all(0 <= float(mass) <= 1 and 0 < float(level) < 1 for _, mass, level in lines)
     assert "directions of at most 6; <Status: 0>" in printed

@@ -122,18 +122,18 @@ def export_hf(
     return folder
 
 
-def check_new(folder: str | Path) -> Path:
-    """The folder, if a model may be written there; refused if it holds anything."""
+def check_new(folder: str | Path, *, what: str = "a model") -> Path:
+    """The folder, if a model, or what else it is, may be written there; refused if it holds anything."""
     try:
         folder = Path(folder).expanduser().absolute()
     except RuntimeError as fault:
-        raise InvalidInput("a model is written to a new folder", got=f"{folder}, in the home of nobody") from fault
+        raise InvalidInput(f"{what} is written to a new folder", got=f"{folder}, in the home of nobody") from fault
     if not folder.is_file() and not folder.is_symlink():
         rundir.check_folder(folder)
     is_here = folder.is_dir() and folder.samefile(Path.cwd())  # it would be taken away from under the shell
     occupied = any(folder.iterdir()) or is_here if folder.is_dir() else folder.exists()
     if occupied or folder.is_symlink():
-        raise InvalidInput("a model is written to a new folder", got=f"{folder}, which is there", hint="another folder")
+        raise InvalidInput(f"{what} is written to a new folder", got=f"{folder}, which is there", hint="another folder")
     return folder
 
 

@@ -8,6 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_unfinished: list[tuple[Path, Path, Path]] = []
+"""Folders that are being written: the name, what is beside it, and what was there before."""
+
+
+def clear_unfinished() -> None:
+    """Delete what is half-written, for a process that ends here; what was there before stays."""
+    while _unfinished:
+        _cleared(*_unfinished.pop())
+
+
+def _cleared(folder: Path, beside: Path, before: Path) -> None:
+    if os.path.lexists(folder) or not os.path.lexists(before):
+        shutil.rmtree(beside, ignore_errors=True)
+
 
 @contextmanager
 def whole_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
@@ -21,15 +35,17 @@ def whole_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     unfinished, before = beside / "new", beside / "old"
+    _unfinished.append((folder, beside, before))
     try:
         unfinished.mkdir()  # unlike the folder around it, for whom its owner lets in
         yield unfinished
         while not _took_its_place(unfinished, folder, before if replace else None):
             before = before.with_name(f"{before.name}er")  # another writer was faster; what it wrote is put aside, too
     except BaseException:
-        if os.path.lexists(folder) or not os.path.lexists(before):
-            shutil.rmtree(beside, ignore_errors=True)
+        _cleared(folder, beside, before)
         raise
+    finally:
+        _unfinished[:] = [one for one in _unfinished if one[1] != beside]
     shutil.rmtree(beside, ignore_errors=True)
 
 

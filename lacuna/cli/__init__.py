@@ -92,6 +92,9 @@ def run(arguments: Sequence[str]) -> int:
         return complain(f"Interrupted{stop}.", 128 + getattr(stop, "signal", signal.SIGINT))
     except LacunaError as error:
         return complain(f"lacuna: {error}", 2)
+    except BrokenPipeError:  # whoever read what is printed has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         given = f"{error.strerror}: {error.filename!s:.300}" if error.strerror and error.filename else error
         asked = LacunaError(

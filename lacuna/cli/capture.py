@@ -11,8 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lacuna.cli.points import device_bytes
-from lacuna.cli.tables import format_bytes, plain_table
+from lacuna.cli.tables import plain_table
 from lacuna.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -26,11 +25,11 @@ DIGIT_TASK = "sort"
 
 @dataclass(frozen=True)
 class CaptureCommand:
-    """How much of YOUR fine-tuning's displacement lies in which basis: of gradients, a Krylov space, first updates.
+    """How much of a fine-tuning's displacement lies in which basis: of gradients, a Krylov space, first updates.
 
     Reads the model before and after (two folders, a folder and its LoRA adapter, or two adapters of one base), makes
     each basis at the start, and prints what it captures beside random subspaces, random displacements of the same
-    lengths and, with --control-task, the same basis of another text; by layer and by kind of matrix, too. With a task
+    lengths and, with --control-task, the same basis of another task; by layer and by kind of matrix, too. With a task
     also what the projections are worth in held-out loss. Results go to a folder: records, figures and report.md.
 
     With neither --from nor --to it is tried on a recovery of our own: the synthetic transformer that forgot a digit
@@ -51,11 +50,11 @@ class CaptureCommand:
     the Hessian from the gradient; the first updates of a training. Default: all that need no more than is given."""
 
     rank: int = 16
-    """Of each basis."""
+    """Directions of each basis."""
 
     task: str | None = None
     """Data of the fine-tuning, for gradients, products and losses: what `lacuna sweep --model` takes as its task. A
-    part of it is held out of the bases. Without --from the digit task that is recovered (sort, if nothing is said)."""
+    part of it is held out of the bases. Without --from: the digit task that is recovered (sort, if nothing is said)."""
 
     control_task: str | None = None
     """Another task, of which each of those bases is made once more."""
@@ -79,10 +78,10 @@ class CaptureCommand:
     """Of the gradient basis: gradients of which the leading directions are taken. Default: as many as the rank."""
 
     optimiser: Literal["sgd", "momentum", "adam"] = "adam"
-    """Of the first updates, and of a recovery of our own."""
+    """Of the training whose first updates are a basis and, without --from, of the recovery."""
 
     learning_rate: float = 1e-4
-    """Of them, constant."""
+    """Of the same, constant."""
 
     num_draws: int = 8
     """Random displacements of each law to compare with."""
@@ -125,25 +124,17 @@ def capture(command: CaptureCommand, console: Console) -> Path:
     options = _options(command)
     out = command.out or rundir.new_run(Path("runs"), "capture", options)
     rundir.check_folder(out)
-    check_new(out)  # before a long read
+    check_new(out, what="a capture")  # before a long read
     if command.is_recovery:
-        compared = capture_points.recovery(command, console)
+        compared = capture_points.recovery(command, specs, console)
     else:
         compared = capture_points.models(command, specs, console)
 
-    from lacuna import captures, meshes, trees
+    from lacuna import captures
 
     told = partial(console.print, soft_wrap=True)
     for note in compared.notes:
         told(note, style="yellow")
-    size = 4 * trees.size(compared.delta)
-    most = max(max(3 * spec.rank, 4 * (spec.num_batches or spec.rank) * (spec.kind == "gradient")) for spec in specs)
-    told(f"{size // 4:,} parameters; the largest basis takes {format_bytes(most * size)} of memory while it is made.")
-    limit = device_bytes(meshes.candidate_mesh())
-    if limit is not None and most * size > limit:
-        raise InvalidInput(
-            "the bases must fit into the memory of a device", got=f"{format_bytes(limit)}", hint="a smaller --rank"
-        )
     own, control, *_ = [*compared.tasks, None, None]
     records = captures.measure(
         compared.start,
@@ -172,6 +163,10 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
             raise InvalidInput(
                 f"{name} must be at least {least} and below 2^31", got=value, hint=f"--{_flag(name)} {least}"
             )
+    if not 0 < command.learning_rate < math.inf:
+        raise InvalidInput(
+            "learning_rate must be positive and finite", got=command.learning_rate, hint="--learning-rate 1e-4"
+        )
     keys.root(command.seed)  # raises for one out of range
     for name in ("from_", "to", "task", "control_task", "tokenizer", "base"):
         if getattr(command, name) == "":
@@ -193,14 +188,16 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
 
     trained = "prefix" in kinds or command.is_recovery
     for names, of, got, heeded in (
-        (("tokenizer", "length", "begin", "base", "ignore"), "a model", "no --from", not command.is_recovery),
+        (("tokenizer", "length", "begin", "ignore"), "a language model", "no --from", not command.is_recovery),
+        (("base",), "two adapters", "no --from", not command.is_recovery),
         (("tokenizer", "length", "begin", "batch_size"), "a task", "no --task", command.asked_task is not None),
         (("num_batches",), "a basis of gradients", "none of those", "gradient" in kinds),
         (("optimiser", "learning_rate"), "a basis of first updates", "none of those", trained),
     ):
         unheeded = [name for name in names if getattr(command, name) != defaults[name] and not heeded]
         if unheeded:
-            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got)
+            hint = "--from FOLDER --to FOLDER" if command.is_recovery else ""
+            raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got, hint=hint)
 
     def spec(kind: "BasisKind") -> BasisSpec:
         num = command.num_batches if kind == "gradient" else None

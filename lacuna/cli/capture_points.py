@@ -1,6 +1,5 @@
 """What `lacuna capture` compares: two models, a model and its adapter, two adapters, or a recovery of our own."""
 
-import math
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
-from lacuna.cli.points import prepare_digits
+from lacuna.cli.points import device_bytes, prepare_digits
+from lacuna.cli.tables import format_bytes
 from lacuna.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -54,29 +54,39 @@ RECOVERY_AT = 1_000_000
 """Step of the stream at which the recovery begins: no basis is made of the rows there."""
 
 
-def recovery(command: "CaptureCommand", console: Console) -> Compared:
+def recovery(command: "CaptureCommand", specs: "list[BasisSpec]", console: Console) -> Compared:
     """The synthetic transformer that forgot a digit task, and where training on the task takes it from there."""
-    from lacuna import captures, setups
+    import jax
+    import numpy as np
+
+    from lacuna import captures, setups, trees
     from lacuna.tasks import digits
     from lacuna.training import RecoverConfig, from_step, recover
 
     assert command.asked_task is not None
     apply = setups.digit_model().apply
     names = [name for name in (command.asked_task, command.control_task) if name is not None]
+    files = [name for name in names if "." in name or "/" in name]
+    if files:
+        raise InvalidInput("without a model a task is one on digits", got=files[0], hint="--from FOLDER --to FOLDER")
     own, *control = [digits.digit_task(name, apply, seed=command.seed, batch_size=command.rows) for name in names]
     config = setups.SetupConfig(task=own.name)
+    _check_fits(trees.size(jax.eval_shape(setups.digit_model().init, jax.random.key(0))), specs, console)
     setup = prepare_digits(config, console, batch_size=command.rows, cache=command.cache)
     how = f"{RECOVERY_STEPS} steps of {command.optimiser} at {command.learning_rate:g}, {command.rows} rows each"
     console.print(f"Recovering `{own.name}`: {how} ...", soft_wrap=True)
     settings = RecoverConfig(command.optimiser, command.learning_rate, num_steps=RECOVERY_STEPS)
     path = recover(own.objective.loss, setup.params, from_step(own.train, RECOVERY_AT), settings, recorded=1)
-    if not math.isfinite(float(path.losses[-1])):
+    held_out = tuple(own.held_out(step) for step in range(setups.HELD_OUT_BATCHES))
+    loss = jax.jit(own.objective.loss)
+    before, after = (float(np.mean([loss(point, rows) for rows in held_out])) for point in (setup.params, path.end))
+    if not after < before:  # or it is NaN
         raise InvalidInput(
-            f"the recovery by {command.optimiser} must not diverge",
-            got=f"a loss of {path.losses[-1]} at a learning rate of {command.learning_rate:g}",
+            f"the recovery by {command.optimiser} must lower the loss on held-out rows",
+            got=f"{before:.3g} to {after:.3g} nats a digit at a learning rate of {command.learning_rate:g}",
             hint="--learning-rate 1e-4",
         )
-    console.print(f"Its loss went from {path.losses[0]:.3g} to {path.losses[-1]:.3g} nats a digit.", soft_wrap=True)
+    console.print(f"Its loss on held-out rows went from {before:.3g} to {after:.3g} nats a digit.", soft_wrap=True)
     return Compared(
         title=f"a recovery of `{own.name}`",
         first=f"the synthetic transformer that forgot `{own.name}`",
@@ -85,7 +95,7 @@ def recovery(command: "CaptureCommand", console: Console) -> Compared:
         delta=captures.displacement(setup.params, path.end),
         stacked=setup.model.stacked,
         tasks=tuple(captures.TaskAt(task.objective.loss, task.train) for task in (own, *control)),
-        held_out=tuple(own.held_out(step) for step in range(setups.HELD_OUT_BATCHES)),
+        held_out=held_out,
     )
 
 
@@ -106,6 +116,7 @@ def models(command: "CaptureCommand", specs: "list[BasisSpec]", console: Console
     ]
     for one, config in zip(data, configs, strict=True):
         _check_enough(one.train, config.source, specs, command)
+    _check_fits(_size(ends), specs, console)
     console.print("Reading ...")
     opened, end = _read(ends, command, partial(console.print, soft_wrap=True))
     tasks = [language.with_task(opened, one, config) for one, config in zip(data, configs, strict=True)]
@@ -121,6 +132,25 @@ def models(command: "CaptureCommand", specs: "list[BasisSpec]", console: Console
         held_out=tasks[0].held_out if tasks else (),
         notes=ends.notes,
     )
+
+
+def _check_fits(size: int, specs: "list[BasisSpec]", console: Console) -> None:
+    """Say what the bases take, and raise if there is no such basis or no room for one."""
+    from lacuna import meshes
+
+    rank = max(spec.rank for spec in specs)
+    if rank > size:
+        raise InvalidInput(f"rank must be at most the {size:,} numbers that move", got=rank)
+    gradients = [spec.num_batches or spec.rank for spec in specs if spec.kind == "gradient"]
+    most = 4 * size * max(3 * rank, 4 * max(gradients, default=0))
+    limit = device_bytes(meshes.candidate_mesh())
+    if limit is not None and most > limit:
+        raise InvalidInput(
+            f"the bases must fit: the largest takes {format_bytes(most)} while it is made",
+            got=f"{format_bytes(limit)} of memory",
+            hint="a smaller --rank or --num-batches",
+        )
+    console.print(f"{size:,} parameters; the largest basis takes {format_bytes(most)} of memory while it is made.")
 
 
 class _Ends(NamedTuple):
@@ -241,6 +271,17 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     from lacuna import trees
 
     return trees.named_leaves(tree)
+
+
+def _size(ends: _Ends) -> int:
+    """Of the displacement."""
+    import jax
+
+    from lacuna import trees
+
+    if len(ends.adapters) == 2:
+        return trees.size(ends.adapters[0].params)
+    return trees.size(jax.eval_shape(ends.model.init, jax.random.key(0)))
 
 
 def _read(ends: _Ends, command: "CaptureCommand", told: Callable[[str], None]) -> _Points:

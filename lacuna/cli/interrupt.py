@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM outside of the search: the process ends at once, with the sentence that says how to go on.
 
 Not by an exception: one that is raised in a callback of the interpreter is lost, and an orderly end while XLA
-compiles in a thread of its own can crash. Nothing is half-written: what is scored is in the log, and every other file
-is replaced whole. The search itself has handlers of its own, which let the chunk in flight end.
+compiles in a thread of its own can crash. Nothing is half-written: what is scored is in the log, every other file is
+replaced whole, and a folder that has not got its name yet is deleted. The search itself has handlers of its own, which
+let the chunk in flight end.
 """
 
 import os
@@ -32,6 +33,8 @@ def leave_at_once() -> None:
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
         sys.stdout.flush()
+        if writer := sys.modules.get("lacuna.checkpoints.whole_folder"):
+            writer.clear_unfinished()
         os.write(2, f"Interrupted{onwards()}.\n".encode())
         os._exit(128 + number)
 

@@ -299,7 +299,7 @@ def prepare_digits(config: "SetupConfig", console: Console, *, batch_size: int, 
             if stage not in shown:
                 stack.close()  # the stage before is over
                 shown[stage] = stack.enter_context(progress(console, stage, unit="steps"))
-            shown[stage](step, num_steps, f"loss {loss:.3f}")
+            shown[stage](step, num_steps, f"loss {loss:.3f}" if step else "compiling")
 
         return setups.prepare(config, eval_batch_size=batch_size, cache=cache, advance=advance, notice=notice)
 

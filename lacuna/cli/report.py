@@ -1,5 +1,6 @@
 """`lacuna report`: the report of a run, drawn again."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +24,29 @@ def report(command: ReportCommand, console: Console) -> None:
     """Run `lacuna report`."""
     from lacuna.reports import capture_report, sweep_report
 
-    write = capture_report.write_report if _is_capture(command.run) else sweep_report.write_report
-    console.print(f"Report: {write(command.run, command.to)}", soft_wrap=True)
+    if _is_capture(command.run):
+        page = capture_report.write_report(command.run, command.to)
+    else:
+        page = sweep_report.write_report(command.run, command.to)
+        _say_if_partial(command.run, console)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _say_if_partial(run: Path, console: Console) -> None:
+    """What was interrupted while more draws were added has a page of the draws before."""
+    from lacuna.reports import rundir
+    from lacuna.search.run_folder import LOG, check_run
+
+    if not (run / LOG).exists():
+        return
+    drawn, scored = rundir.read_json(run / "config.json").get("num_candidates", 0), check_run(run)
+    if scored > drawn:
+        console.print(
+            f"{scored:,} draws are scored, and this page is of {drawn:,}: "
+            f"lacuna sweep --extend {shlex.quote(str(run))} --num-candidates ... goes on from there",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _is_capture(run: Path) -> bool:

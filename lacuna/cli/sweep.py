@@ -106,6 +106,12 @@ def sweep(
         console.print(f"{measuring}scoring the winners on held-out rows ...".capitalize())
         records = _metric_records(result, setup)
         with progress(console if measures else Console(quiet=True), "measuring", unit="probes") as advance:
+
+            def measured(done: int, total: int) -> None:
+                advance(done, total, "")
+                if done == total:
+                    console.print("Scoring the winners and drawing the report ...")
+
             written, found = search.report_run(
                 out,
                 result,
@@ -116,7 +122,7 @@ def sweep(
                 records=records,
                 config=config,
                 num_probes=command.probes,
-                progress=lambda done, total: advance(done, total, ""),
+                progress=measured,
             )
     except KeyboardInterrupt as stop:
         kept = (out / "scores.log").exists() or not hosts.is_first()
@@ -147,6 +153,8 @@ def _config_of_run(command: SweepCommand) -> dict[str, Any]:
     rundir.check_seal(run)
     config = rundir.read_json(run / "config.json")
     rundir.read_json(run / "environment.json")  # or it would be missed when all is scored
+    if config.get("experiment") == "capture":
+        raise InvalidInput(f"{run} must be a run of `lacuna sweep`", got="one of `lacuna capture`, which is whole")
     if "state" not in config or "task" not in config:
         raise InvalidInput(
             f"{run} must be a run of `lacuna sweep`",
@@ -170,13 +178,13 @@ def _check_folder(command: SweepCommand) -> None:
     asked, scored, now = _draws_asked(run), check_run(run), command.num_candidates
     if command.resume is not None and now > asked:
         raise InvalidInput(
-            f"{run} was to have {asked:,} candidates",
+            f"{run} was to have {asked:,} draws",
             got=f"--num-candidates {now}",
             hint=f"lacuna sweep --extend {shlex.quote(str(run))} --num-candidates {now}",
         )
     if command.extend is not None and now <= max(asked, scored):
         raise InvalidInput(
-            f"to extend {run} takes more than its {max(asked, scored):,} candidates",
+            f"to extend {run} takes more than its {max(asked, scored):,} draws",
             got=f"--num-candidates {now}",
             hint=f"--num-candidates {2 * max(asked, scored)}",
         )

@@ -4,6 +4,7 @@ A stage of training is a pure function of its recipe, so it is cached under the 
 cached stage that cannot be read, or whose bits are not the ones that were written, is named and made again.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -40,7 +41,7 @@ DEFAULT_CACHE = Path("~/.cache/lacuna")
 State = Literal["forgotten", "undertrained", "trained"]
 
 Advance = Callable[[str, int, int, float], None]
-"""`advance(stage, step, num_steps, loss)` while a stage is trained."""
+"""`advance(stage, step, num_steps, loss)` while a stage is trained; at step 0, before it is compiled, of a loss NaN."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def prepare(
     def trained() -> Params:
         data = digits.mixture(digits.DIGIT_TASKS, seed=config.seed, batch_size=config.batch_size)
         start = model.init(keys.stream(config.seed, "init"))
+        told("training", 0, train.num_steps, math.nan)  # it is compiled first
         return fit(task.objective.loss, start, data, train, progress=partial(told, "training")).params
 
     params = keep(recipe, trained)
@@ -153,6 +155,7 @@ def prepare(
             other = "copy" if config.task != "copy" else "reverse"
             data = digits.mixture([other], seed=config.seed, batch_size=config.batch_size)
             progress = partial(told, f"forgetting {config.task}")
+            progress(0, config.forget.num_steps, math.nan)
             return fit(task.objective.loss, params, data, config.forget, progress=progress).params
 
         recipe = {"from": recipe, "task": config.task, "forget": asdict(config.forget)}

@@ -156,16 +156,22 @@ UNRECOVERED = {
     "one end": (["--from", "before"], "a displacement has two ends; got --from alone. Try: --to FOLDER"),
     "the other end": (["--to", "after"], "a displacement has two ends; got --to alone. Try: --from FOLDER"),
     "itself as its control": (["--control-task", "sort"], "a control task is another one; got sort as both"),
-    "an option of text": (["--tokenizer", "x"], "tokenizer is an option of a model; got no --from"),
+    "an option of text": (
+        ["--tokenizer", "x"],
+        "tokenizer is an option of a language model; got no --from. Try: --from",
+    ),
+    "a file": (["--control-task", "x.txt"], "a task is one on digits; got x.txt. Try: --from FOLDER --to FOLDER"),
+    "no room": (["--num-batches", "2000000000"], "the bases must fit: the largest takes "),
+    "no step": (["--learning-rate", "0"], "learning_rate must be positive and finite; got 0.0"),
     "no digit task": (["--task", "sord"], "a digit task is one of "),
     "no digit task to compare with": (["--control-task", "sord"], "a digit task is one of "),
     "more directions than memory": (
         ["--rank", "2000000000"],
-        "the bases must fit into the memory of a device; got ",
+        "rank must be at most the ",
     ),
     "steps that diverge": (
         ["--optimiser", "sgd", "--learning-rate", "1e30", "--batch-size", "2"],
-        "the recovery by sgd must not diverge; got a loss of nan at a learning rate of 1e+30",
+        "the recovery by sgd must lower the loss on held-out rows; got ",
     ),
 }
 
@@ -234,7 +240,7 @@ REFUSED = {
     "a control alone": (["--control-task", "TEXT"], "a control task stands beside a task"),
     "no such text": (["--task", "nowhere.txt"], "nowhere.txt must be a file that can be read"),
     "from an adapter to a model": (["--from", str(FOLDER / "gpt2")], "from its model to it, or to another adapter"),
-    "a folder that is not empty": (["--out", "BEFORE"], "written to a new folder"),
+    "a folder that is not empty": (["--out", "BEFORE"], "a capture is written to a new folder"),
     "no rows": (["--batch-size", "0"], "batch_size must be at least 1"),
 }
 

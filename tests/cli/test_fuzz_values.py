@@ -50,6 +50,7 @@ def _nothing_long():
         patched.setattr(digit_models, "fit", accept)
         patched.setattr(hf, "open_hf", opened)
         patched.setattr(lacuna.cli.capture_points, "_read", accept)
+        patched.setattr(lacuna.cli.capture_points, "device_bytes", lambda mesh: DEVICE_BYTES)
         patched.setattr(verify, "verify_hf", accept)
         for module in registry.EXPERIMENTS.values():
             patched.setattr(module, "run_seed", accept)
@@ -140,6 +141,9 @@ SWEEP = ["sweep", "--cache", "cache"]
 MODEL = ["sweep", "--model", str(GOLDEN / "gpt2"), "--task", "q.jsonl", "--tokenizer", "TOKENIZER", "--batch-size", "6"]
 PLAN = ["plan", "--model", str(GOLDEN / "gpt2")]
 CAPTURE = ["capture", "--from", str(GOLDEN / "gpt2"), "--to", str(GOLDEN / "gpt2")]
+DEVICE_BYTES = 2**33
+MOST_VECTORS = DEVICE_BYTES // (16 * trees.size(SHAPES))
+"""Of a gradient basis, four times in float32."""
 RECOVERY = ["capture", "--cache", "cache"]
 EXPORT = ["export", str(GOLDEN / "gpt2"), "--to", "new"]
 VERIFY = ["verify-hf", str(GOLDEN / "gpt2")]
@@ -168,10 +172,10 @@ NUMBERS = {
     "capture --batch-size": (CAPTURE, whole(8, 8)),
     "capture --num-batches": (CAPTURE, lambda text: False),
     "capture --learning-rate": (CAPTURE, number(lambda x: x == 1e-4)),
-    "recovery --rank": (RECOVERY, whole(1)),
+    "recovery --rank": (RECOVERY, whole(1, MOST_VECTORS)),
     "recovery --seed": (RECOVERY, whole(0, 2**32 - 1)),
     "recovery --batch-size": (RECOVERY, whole(1)),
-    "recovery --num-batches": (RECOVERY, whole(16)),
+    "recovery --num-batches": (RECOVERY, whole(16, MOST_VECTORS)),
     "recovery --length": (RECOVERY, whole(128, 128)),
     "recovery --learning-rate": (RECOVERY, number(lambda x: 0 < x < math.inf)),
     "export --place": (EXPORT, whole(1, 1)),

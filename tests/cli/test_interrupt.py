@@ -30,6 +30,32 @@ def test_a_signal_before_the_command_is_read_is_one_word(number):
     assert (done.stdout, done.stderr, done.returncode) == ("", "Interrupted.\n", 128 + number)
 
 
+def test_a_signal_while_a_folder_is_written_leaves_nothing_of_it(tmp_path):
+    done = python(
+        "import os, signal, lacuna.cli\n"
+        "from pathlib import Path\n"
+        "from lacuna.checkpoints.whole_folder import whole_folder\n"
+        "def run(arguments):\n"
+        f"    with whole_folder(Path({str(tmp_path)!r}) / 'new', replace=False) as unfinished:\n"
+        "        (unfinished / 'half').write_text('half')\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "lacuna.cli.run = run\n"
+        "lacuna.cli.main()"
+    )
+    assert (done.stderr, done.returncode) == ("Interrupted.\n", 130)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["capture", "--help"]])
+def test_who_has_read_enough_gets_no_complaint(words):
+    code = f"import sys, lacuna.cli\nsys.argv = ['lacuna', *{words}]\nlacuna.cli.main()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as one:
+        one.stdout.close()
+        assert one.stderr.read() == ""
+    assert one.returncode == 128 + signal.SIGPIPE
+
+
 ALONE = ["lacuna", "sweep", "--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "1"]
 
 

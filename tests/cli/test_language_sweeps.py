@@ -87,7 +87,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(lacuna, capsys, mo
     num_weights = plan_hf(MODEL).num_parameters
     monkeypatch.setattr(language_models, "load_hf", None)  # nothing is loaded
     for room in (0, 1):
-        monkeypatch.setattr(points, "_device_bytes", lambda mesh, room=room: per_weight * num_weights + room)
+        monkeypatch.setattr(points, "device_bytes", lambda mesh, room=room: per_weight * num_weights + room)
         if room:
             with pytest.raises(TypeError):  # it would be loaded
                 lacuna("sweep", *ASKED, *options)
@@ -101,6 +101,6 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(lacuna, capsys, mo
 def test_low_rank_noise_takes_no_room_beside_the_weights(lacuna, monkeypatch):
     num_weights = plan_hf(MODEL).num_parameters
     monkeypatch.setattr(language_models, "load_hf", None)
-    monkeypatch.setattr(points, "_device_bytes", lambda mesh: 4 * num_weights + 1)
+    monkeypatch.setattr(points, "device_bytes", lambda mesh: 4 * num_weights + 1)
     with pytest.raises(TypeError):  # it would be loaded
         lacuna("sweep", *ASKED, "--noise", "low_rank", "--probes", "0")

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from small_run import SETTINGS, SMALL
 
-from lacuna import search, setups, trees
+from lacuna import cli, search, setups, trees
 from lacuna.checkpoints import native
 from lacuna.reports import records
+from lacuna.search.ledger import Ledger
 
 
 def content(folder):
@@ -38,20 +39,33 @@ def test_a_run_is_extended_by_its_folder_and_a_number(lacuna, copied, tmp_path):
     assert "lacuna sweep --num-candidates 40 " in (copied / "report.md").read_text()
 
 
+def test_the_page_of_a_run_that_was_not_extended_to_the_end_says_so(lacuna, copied, monkeypatch, capsys):
+    append = Ledger.append
+
+    def stop_after_one_more(ledger, start, scores):
+        append(ledger, start, scores)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "append", stop_after_one_more)
+    assert lacuna("sweep", "--extend", str(copied), "--num-candidates", "40") == cli.INTERRUPTED
+    assert lacuna("report", str(copied)) == 0
+    assert re.search(r"2\d draws are scored, and this page is of 20: lacuna sweep --extend ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (
             ["--resume", "RUN", "--num-candidates", "40"],
-            "was to have 20 candidates; got --num-candidates 40. Try: .*--ext",
+            "was to have 20 draws; got --num-candidates 40. Try: .*--ext",
         ),
         (["--resume", "RUN", "--seed", "1"], "another identity .*differs in seed.*got seed 1 against 0 there"),
         (["--resume", "RUN", "--unit", "exact_radius"], "another identity .*differs in unit"),
         (["--resume", "RUN", "--out", "other"], "goes on in its own folder; got --out other"),
         (["--resume", "RUN", "--extend", "RUN"], "two ways to go on; got both"),
         (["--resume", "RUN", "--mesh", "3", "1"], "the number of devices, 2; got 3 1. Try: --mesh 2 1"),
-        (["--extend", "RUN"], "takes more than its 20 candidates; got --num-candidates 20"),
-        (["--extend", "RUN", "--num-candidates", "10"], "takes more than its 20 candidates; got --num-candidates 10"),
+        (["--extend", "RUN"], "takes more than its 20 draws; got --num-candidates 20"),
+        (["--extend", "RUN", "--num-candidates", "10"], "takes more than its 20 draws; got --num-candidates 10"),
         (["--resume", "nowhere"], "nowhere must be the folder of a run; got no config.json in it"),
     ],
 )
