@@ -374,3 +374,9 @@ def test_a_prefix_that_is_empty_or_longer_than_the_run_is_refused(recorded):
 def test_recovery_of_an_integer_leaf_is_refused_by_name():
     with pytest.raises(InvalidInput, match="all must be floating; got `codes/k` of int8"):
         training.recover(bowl, {"codes": {"k": jnp.zeros(3, jnp.int8)}}, data(), RECOVERIES[0])
+
+
+def test_a_stream_from_a_step_on_gives_the_same_batches():
+    later = training.from_step(lambda step: {"x": 10 * step}, 3)
+    assert int(later(2)["x"]) == 50
+    assert int(jax.jit(lambda stream, step: stream(step)["x"])(later, 4)) == 70

@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_unfinished: list[tuple[Path, Path, Path]] = []
-"""Folders that are being written: the name, what is beside it, and what was there before."""
+_unfinished: list[tuple[Path, Path]] = []
+"""Folders that are being written: the name, and what is beside it."""
 
 
 def clear_unfinished() -> None:
-    """Delete what is half-written, for a process that ends here; what was there before stays."""
-    while _unfinished:
-        _cleared(*_unfinished.pop())
+    """Delete what is half-written, for a process that ends here; what was there before is there again."""
+    for folder, beside in list(_unfinished):
+        _clear(folder, beside)
 
 
-def _cleared(folder: Path, beside: Path, before: Path) -> None:
-    if os.path.lexists(folder) or not os.path.lexists(before):
+def _clear(folder: Path, beside: Path) -> None:
+    before = sorted(beside.glob("old*"))
+    if before and not os.path.lexists(folder):
+        with suppress(OSError):  # another writer's may be there by now
+            before[-1].rename(folder)
+    if os.path.lexists(folder) or not before:
         shutil.rmtree(beside, ignore_errors=True)
 
 
@@ -35,18 +39,18 @@ def whole_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     unfinished, before = beside / "new", beside / "old"
-    _unfinished.append((folder, beside, before))
+    _unfinished.append((folder, beside))
     try:
         unfinished.mkdir()  # unlike the folder around it, for whom its owner lets in
         yield unfinished
         while not _took_its_place(unfinished, folder, before if replace else None):
             before = before.with_name(f"{before.name}er")  # another writer was faster; what it wrote is put aside, too
+        shutil.rmtree(beside, ignore_errors=True)
     except BaseException:
-        _cleared(folder, beside, before)
+        _clear(folder, beside)
         raise
     finally:
-        _unfinished[:] = [one for one in _unfinished if one[1] != beside]
-    shutil.rmtree(beside, ignore_errors=True)
+        _unfinished.remove((folder, beside))
 
 
 def _took_its_place(unfinished: Path, folder: Path, before: Path | None) -> bool:

@@ -66,8 +66,12 @@ def run(arguments: Sequence[str]) -> int:
     from lacuna.cli.sweep import SweepCommand, sweep
     from lacuna.cli.verify import VerifyCommand, verify_hf
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # where rich would end the process with status 1
+            raise BrokenPipeError
+
     # Nothing printed here is markup: a folder may be called [red].
-    console, complaints = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
+    console, complaints = (Plain(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
 
     def complain(sentence: str, status: int) -> int:
         complaints.print(sentence, style="red", soft_wrap=True)
@@ -94,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
         return complain(f"lacuna: {error}", 2)
     except BrokenPipeError:  # whoever read what is printed has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return CRASHED if _is_one_of_several() else 128 + signal.SIGPIPE
     except OSError as error:
         given = f"{error.strerror}: {error.filename!s:.300}" if error.strerror and error.filename else error
         asked = LacunaError(

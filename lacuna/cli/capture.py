@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from lacuna.cli.points import DIGIT_TASK
 from lacuna.cli.tables import plain_table
 from lacuna.errors import InvalidInput
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from lacuna.captures import BasisKind, BasisSpec
     from lacuna.cli.capture_points import Compared
     from lacuna.reports.records import Record
-
-DIGIT_TASK = "sort"
-"""That is recovered, if no model and no task is named."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +184,17 @@ def _specs(command: CaptureCommand) -> "list[BasisSpec]":
     if command.asked_task is None and needy:
         raise InvalidInput(f"the basis `{needy[0]}` needs a task", got="no --task", hint="--task FILE")
 
+    models, has_task = "--from FOLDER --to FOLDER", command.asked_task is not None
     trained = "prefix" in kinds or command.is_recovery
-    for names, of, got, heeded in (
-        (("tokenizer", "length", "begin", "ignore"), "a language model", "no --from", not command.is_recovery),
-        (("base",), "two adapters", "no --from", not command.is_recovery),
-        (("tokenizer", "length", "begin", "batch_size"), "a task", "no --task", command.asked_task is not None),
-        (("num_batches",), "a basis of gradients", "none of those", "gradient" in kinds),
-        (("optimiser", "learning_rate"), "a basis of first updates", "none of those", trained),
+    for names, of, got, hint, heeded in (
+        (("tokenizer", "length", "begin", "ignore"), "a language model", "no --from", models, not command.is_recovery),
+        (("base",), "two adapters", "no --from", models, not command.is_recovery),
+        (("tokenizer", "length", "begin", "batch_size"), "a task", "no --task", "--task FILE", has_task),
+        (("num_batches",), "a basis of gradients", "none of those", "--basis gradient", "gradient" in kinds),
+        (("optimiser", "learning_rate"), "a basis of first updates", "none of those", "--basis prefix", trained),
     ):
         unheeded = [name for name in names if getattr(command, name) != defaults[name] and not heeded]
         if unheeded:
-            hint = "--from FOLDER --to FOLDER" if command.is_recovery else ""
             raise InvalidInput(f"{unheeded[0]} is an option of {of}", got=got, hint=hint)
 
     def spec(kind: "BasisKind") -> BasisSpec:
@@ -215,8 +213,9 @@ def _flag(name: str) -> str:
 
 
 def _options(command: CaptureCommand) -> dict[str, Any]:
-    """The options by the names of their flags, without folders that change no number."""
+    """The options by the names of their flags, with what stands for none, without folders that change no number."""
     own = {name.removesuffix("_"): value for name, value in asdict(command).items() if name not in WHERE}
+    own |= {"task": command.asked_task, "batch_size": command.rows}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
 
 

@@ -136,6 +136,8 @@ def models(command: "CaptureCommand", specs: "list[BasisSpec]", console: Console
 
 def _check_fits(size: int, specs: "list[BasisSpec]", console: Console) -> None:
     """Say what the bases take, and raise if there is no such basis or no room for one."""
+    import jax
+
     from lacuna import meshes
 
     rank = max(spec.rank for spec in specs)
@@ -143,7 +145,7 @@ def _check_fits(size: int, specs: "list[BasisSpec]", console: Console) -> None:
         raise InvalidInput(f"rank must be at most the {size:,} numbers that move", got=rank)
     gradients = [spec.num_batches or spec.rank for spec in specs if spec.kind == "gradient"]
     most = 4 * size * max(3 * rank, 4 * max(gradients, default=0))
-    limit = device_bytes(meshes.candidate_mesh())
+    limit = device_bytes(meshes.candidate_mesh(jax.local_devices()[:1]))  # nothing is split here
     if limit is not None and most > limit:
         raise InvalidInput(
             f"the bases must fit: the largest takes {format_bytes(most)} while it is made",

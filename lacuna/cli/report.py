@@ -28,19 +28,19 @@ def report(command: ReportCommand, console: Console) -> None:
         page = capture_report.write_report(command.run, command.to)
     else:
         page = sweep_report.write_report(command.run, command.to)
-        _say_if_partial(command.run, console)
     console.print(f"Report: {page}", soft_wrap=True)
+    _say_if_partial(command.run, console)
 
 
 def _say_if_partial(run: Path, console: Console) -> None:
     """What was interrupted while more draws were added has a page of the draws before."""
     from lacuna.reports import rundir
-    from lacuna.search.run_folder import LOG, check_run
+    from lacuna.search.run_folder import LOG, STAMP, check_run
 
-    if not (run / LOG).exists():
+    if not (run / LOG).exists() or not (run / STAMP).exists():
         return
-    drawn, scored = rundir.read_json(run / "config.json").get("num_candidates", 0), check_run(run)
-    if scored > drawn:
+    drawn, scored = rundir.read_json(run / "config.json").get("num_candidates"), check_run(run)
+    if drawn is not None and scored > drawn:
         console.print(
             f"{scored:,} draws are scored, and this page is of {drawn:,}: "
             f"lacuna sweep --extend {shlex.quote(str(run))} --num-candidates ... goes on from there",

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lacuna.search import Candidate, Sweep, SweepResult
 
 
+SCORING = "Scoring the winners on held-out rows, drawing the report ..."
+
+
 @dataclass(frozen=True)
 class SweepCommand(SweepOptions):
     """Best-of-N random search around a trained model, with the theory's prediction beside the result.
@@ -102,15 +105,15 @@ def sweep(
     try:
         result = _search(console, setup, settings, mesh, out, config)
         measures = command.probes > 0 and objective.smooth
-        measuring = "measuring gradient and curvature at the base point, " * measures
-        console.print(f"{measuring}scoring the winners on held-out rows ...".capitalize())
+        told = "Measuring gradient and curvature at the base point ..." if measures else SCORING
+        console.print(told)
         records = _metric_records(result, setup)
         with progress(console if measures else Console(quiet=True), "measuring", unit="probes") as advance:
 
             def measured(done: int, total: int) -> None:
                 advance(done, total, "")
                 if done == total:
-                    console.print("Scoring the winners and drawing the report ...")
+                    console.print(SCORING)
 
             written, found = search.report_run(
                 out,

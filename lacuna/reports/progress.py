@@ -67,11 +67,14 @@ def progress(console: Console, title: str, *, unit: str, scale: int = 1) -> Iter
 
 
 def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance:
-    first: tuple[float, int] | None = None  # the rate counts from the first call: what came before was compilation
+    first: tuple[float, int] | None = None  # the rate counts from there: what came before was compilation
     last = 0.0
 
     def advance(done: int, total: int, note: str) -> None:
         nonlocal first, last
+        if not done and note:
+            console.print(f"{title}: {note} ...", highlight=False)
+            return
         now = time.monotonic()
         if first is None:
             first = now, done

@@ -55,7 +55,7 @@ class Ledger:
         draw_bytes = 4 * shape[0] * shape[1]
         self._draws = max(1, (RECORD_BYTES - _HEADER.size) // draw_bytes)
         self._size = _HEADER.size + self._draws * draw_bytes
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        self._file = path.open(("r+b" if path.exists() else "w+b") if lock else "rb", buffering=0)
         if lock:
             self._keep_others_away(path)
         self._free: deque[int] = deque()

@@ -46,9 +46,10 @@ def test_a_signal_while_a_folder_is_written_leaves_nothing_of_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["capture", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["capture", "--help"], ["report", "run"]])
 def test_who_has_read_enough_gets_no_complaint(words):
-    code = f"import sys, lacuna.cli\nsys.argv = ['lacuna', *{words}]\nlacuna.cli.main()"
+    told = "import lacuna.cli.report\nlacuna.cli.report.report = lambda command, console: console.print('x')"
+    code = f"import sys, lacuna.cli\n{told}\nsys.argv = ['lacuna', *{words}]\nlacuna.cli.main()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as one:
         one.stdout.close()

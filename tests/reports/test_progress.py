@@ -34,6 +34,18 @@ def test_a_plain_line_comes_every_ten_seconds_and_at_the_end(clock):
     ]
 
 
+def test_why_nothing_is_done_yet_is_said_and_does_not_count(clock):
+    console = plain()
+    with progress.progress(console, "training", unit="steps") as advance:
+        advance(0, 30, "compiling")
+        clock[0] += 1000
+        for done in (10, 30):
+            advance(done, 30, "")
+            clock[0] += 20
+    lines = console.file.getvalue().splitlines()
+    assert lines == ["training: compiling ...", "training: 30 of 30 steps, 1 a second, done"]
+
+
 def test_a_terminal_gets_a_bar_with_the_note_that_counts_in_the_unit_of_its_rate():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with progress.progress(console, "training", unit="steps", scale=8) as advance:
