@@ -15,7 +15,7 @@ def lines(panel):
 
 
 def test_the_best_of_n_panels_hold_the_measured_curve_of_their_sigma():
-    figure = figures.best_of_n(sweeps.sweep_records(measured=(1.0, 9.0)))
+    figure = figures.sweep_figures(sweeps.sweep_records(measured=(1.0, 9.0)))["best_of_n"]
     panels = figure.axes
     assert [panel.get_title(loc="left").split(",")[0] for panel in panels] == ["σ = 0.001", "σ = 0.01"]
     for panel, gain in zip(panels, (1.0, 9.0), strict=True):
