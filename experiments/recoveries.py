@@ -120,10 +120,11 @@ def starting_point(spec: StartSpec, seed: int, cache: Path, told: Told, *, state
     stages: set[str] = set()
 
     def advance(stage: str, step: int, num_steps: int, loss: float) -> None:
-        if step and (stage not in stages or step == num_steps):
+        if not step:
+            return  # it is compiled, and has no loss yet
+        if stage not in stages or step == num_steps:
             told(f"{stage}: step {step} of {num_steps}, loss {loss:.3f}")
-        if step:
-            stages.add(stage)
+        stages.add(stage)
 
     prepare = partial(setups.prepare, eval_batch_size=spec.batch_size, cache=cache, advance=advance, notice=told)
     here, trained = prepare(config), prepare(replace(config, state="trained"))

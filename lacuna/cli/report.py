@@ -24,12 +24,11 @@ def report(command: ReportCommand, console: Console) -> None:
     """Run `lacuna report`."""
     from lacuna.reports import capture_report, sweep_report
 
-    if _is_capture(command.run):
-        page = capture_report.write_report(command.run, command.to)
-    else:
-        page = sweep_report.write_report(command.run, command.to)
-    console.print(f"Report: {page}", soft_wrap=True)
-    _say_if_partial(command.run, console)
+    is_capture = _is_capture(command.run)
+    write = capture_report.write_report if is_capture else sweep_report.write_report
+    console.print(f"Report: {write(command.run, command.to)}", soft_wrap=True)
+    if not is_capture:  # whose page would wait for JAX to be imported
+        _say_if_partial(command.run, console)
 
 
 def _say_if_partial(run: Path, console: Console) -> None:
